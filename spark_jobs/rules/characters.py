@@ -1,0 +1,37 @@
+"""Which characters are letters: one table over all code points, shared by every kernel that walks UTF-8."""
+
+import functools
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+WORD, ALPHANUMERIC = np.uint8(1), np.uint8(2)
+CODE_POINTS = 0x110000
+
+
+@functools.cache
+def character_classes() -> NDArray[np.uint8]:
+    r"""Bits by code point: ALPHANUMERIC where `str.isalnum`, WORD there and for "_", which is the `\w` of `re`."""
+    classes = np.fromiter((3 if chr(code).isalnum() else 0 for code in range(CODE_POINTS)), np.uint8, CODE_POINTS)
+    classes[ord("_")] |= WORD
+    return classes
+
+
+@njit(inline="always")
+def decode(data, at):
+    """The code point that starts at `data[at]` of valid UTF-8, and how many bytes it takes."""
+    lead = np.uint32(data[at])
+    if lead < 0x80:
+        return lead, 1
+    if lead < 0xE0:
+        return (lead & np.uint32(0x1F)) << np.uint32(6) | np.uint32(data[at + 1]) & np.uint32(0x3F), 2
+    low = np.uint32(data[at + 1]) & np.uint32(0x3F)
+    middle = np.uint32(data[at + 2]) & np.uint32(0x3F)
+    if lead < 0xF0:
+        return (lead & np.uint32(0x0F)) << np.uint32(12) | low << np.uint32(6) | middle, 3
+    last = np.uint32(data[at + 3]) & np.uint32(0x3F)
+    return (
+        (lead & np.uint32(0x07)) << np.uint32(18) | low << np.uint32(12) | middle << np.uint32(6) | last,
+        4,
+    )

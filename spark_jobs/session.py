@@ -1,0 +1,80 @@
+"""What every job needs of Spark: a session, and progress that a person can read."""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyspark.sql import SparkSession
+
+log = logging.getLogger("corella")
+
+# Correctness, not tuning: a string column of a batch may pass 2 GiB, and times mean the same everywhere.
+# Whatever an operator would tune stands in infra/spark/*.conf.
+REQUIRED = {
+    "spark.sql.execution.arrow.useLargeVarTypes": "true",
+    "spark.sql.session.timeZone": "UTC",
+}
+
+
+@contextmanager
+def start_session(name: str) -> Iterator[SparkSession]:
+    """The session of one job, stopped at its end. Settings come from spark-submit and its properties file."""
+    builder = SparkSession.builder.appName(f"corella-{name}")
+    spark = builder.getOrCreate()
+    for key, value in REQUIRED.items():
+        spark.conf.set(key, value)
+    try:
+        yield spark
+    finally:
+        spark.stop()
+
+
+@contextmanager
+def step(spark: SparkSession, title: str, every_seconds: float = 5.0) -> Iterator[None]:
+    """Say what runs, how far it is and how long still, until the block ends; then how long it took.
+
+    On a terminal one line is rewritten, elsewhere a line is printed every `every_seconds`.
+    """
+    stop = threading.Event()
+    reporter = threading.Thread(target=_report, args=(spark, title, every_seconds, stop), daemon=True)
+    begin = time.monotonic()
+    log.info("%s ...", title)
+    reporter.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        reporter.join()
+    log.info("%s: done in %.1f s", title, time.monotonic() - begin)
+
+
+def _report(spark: SparkSession, title: str, every_seconds: float, stop: threading.Event) -> None:
+    terminal = sys.stderr.isatty()
+    tracker = spark.sparkContext.statusTracker()
+    begins: dict[int, float] = {}
+    while not stop.wait(1.0 if terminal else every_seconds):
+        line = _progress_line(tracker, title, begins)
+        if line:
+            print(
+                f"\r\x1b[K{line}" if terminal else line,
+                end="" if terminal else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
+    if terminal:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _progress_line(tracker, title: str, begins: dict[int, float]) -> str:
+    """One line over the active stages; the time left assumes that tasks go on as they went."""
+    stages = [info for number in tracker.getActiveStageIds() if (info := tracker.getStageInfo(number))]
+    if not stages:
+        return ""
+    now = time.monotonic()
+    done, total = sum(stage.numCompletedTasks for stage in stages), sum(stage.numTasks for stage in stages)
+    elapsed = now - min(begins.setdefault(stage.stageId, now) for stage in stages)
+    left = f", about {elapsed * (total - done) / done:.0f} s left in this stage" if done and elapsed else ""
+    return f"         {title}: {done} of {total} tasks, {elapsed:.0f} s{left}"

@@ -1,0 +1,215 @@
+"""The tables of the house: their schemas, and writing them so that they are whole or absent.
+
+A table is a folder of Parquet files (zstd). `_manifest.json` is written last, so a folder without one is no table.
+It records the configuration and the fingerprints of the inputs: a job refuses inputs that do not belong together
+and skips what is already done. Paths without a scheme are local (or shared) folders, for Spark too.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as arrow_fs
+import xxhash
+from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+log = logging.getLogger("corella")
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "_manifest.json"
+UNFINISHED_NAME = "_unfinished"
+
+
+def _schema(**columns: T.DataType) -> T.StructType:
+    return T.StructType([T.StructField(name, kind, nullable=True) for name, kind in columns.items()])
+
+
+# One row an input file. `state` is decoded, or why `content` is null: empty, binary, oversized, undecodable.
+DOCUMENTS = _schema(
+    file_id=T.BinaryType(),
+    repo=T.StringType(),
+    path=T.StringType(),
+    revision=T.StringType(),
+    language=T.StringType(),
+    licenses=T.ArrayType(T.StringType()),
+    stars=T.LongType(),
+    size=T.LongType(),
+    encoding=T.StringType(),
+    state=T.StringType(),
+    source=T.StringType(),
+    content=T.StringType(),
+)
+
+
+class Storage:
+    """A folder on any file system that pyarrow knows, for the few small files that the driver reads and writes."""
+
+    def __init__(self, path: str) -> None:
+        self.uri = path if "://" in path else Path(path).absolute().as_uri()
+        self.filesystem, self.root = arrow_fs.FileSystem.from_uri(self.uri)
+
+    def exists(self, name: str = "") -> bool:
+        return self.filesystem.get_file_info(self._at(name)).type != arrow_fs.FileType.NotFound
+
+    def read(self, name: str) -> bytes:
+        with self.filesystem.open_input_file(self._at(name)) as file:
+            return file.read()
+
+    def write(self, name: str, data: bytes) -> None:
+        self.filesystem.create_dir(self.root, recursive=True)
+        with self.filesystem.open_output_stream(self._at(name)) as file:
+            file.write(data)
+
+    def delete(self, name: str) -> None:
+        self.filesystem.delete_file(self._at(name))
+
+    def delete_folder(self) -> None:
+        self.filesystem.delete_dir(self.root)
+
+    def files(self, suffix: str = ".parquet") -> list[arrow_fs.FileInfo]:
+        """The data files below the folder (or the one file that the path names), by path; hidden ones left out."""
+        info = self.filesystem.get_file_info(self.root)
+        if info.type == arrow_fs.FileType.File:
+            return [info]
+        found = self.filesystem.get_file_info(arrow_fs.FileSelector(self.root, recursive=True))
+        shown = [file for file in found if file.is_file and file.path.endswith(suffix) and not self._hidden(file.path)]
+        return sorted(shown, key=lambda file: file.path)
+
+    def _hidden(self, path: str) -> bool:
+        return any(part.startswith(("_", ".")) for part in path[len(self.root) :].split("/"))
+
+    def _at(self, name: str) -> str:
+        return f"{self.root}/{name}" if name else self.root
+
+
+def manifest(path: str) -> dict[str, Any]:
+    """The manifest of a finished table; ValueError if there is none."""
+    storage = Storage(path)
+    if not storage.exists(MANIFEST_NAME):
+        state = "was never finished" if storage.exists(UNFINISHED_NAME) else "is not a table: no _manifest.json"
+        raise ValueError(f"{path} {state if storage.exists() else 'does not exist'}")
+    return json.loads(storage.read(MANIFEST_NAME))
+
+
+def fingerprint(path: str) -> str:
+    """Identity of an input: of a table, what made it; of any other Parquet data, its files' names, sizes and times."""
+    storage = Storage(path)
+    if storage.exists(MANIFEST_NAME):
+        record = manifest(path)
+        identity: Any = {key: record[key] for key in ("kind", "schema_version", "rows", "configuration", "inputs")}
+    else:
+        if not storage.exists():
+            raise ValueError(f"{path} does not exist")
+        identity = [(file.path[len(storage.root) :], file.size, file.mtime_ns) for file in storage.files()]
+    return xxhash.xxh3_64_hexdigest(json.dumps(identity, sort_keys=True))
+
+
+def read(spark: SparkSession, path: str, kind: str) -> DataFrame:
+    """The rows of a finished table of one kind; ValueError if it is another."""
+    record = manifest(path)
+    if record["kind"] != kind or record["schema_version"] != SCHEMA_VERSION:
+        found = f"{record['kind']} (schema version {record['schema_version']})"
+        raise ValueError(f"{path} holds {found}; needed is {kind} (schema version {SCHEMA_VERSION})")
+    return spark.read.parquet(Storage(path).uri)
+
+
+def require_same_input(name: str, **paths: str) -> None:
+    """Refuse tables that were made from different `name` tables, which would join to nonsense."""
+    made_from = {table: manifest(path)["inputs"].get(name) for table, path in paths.items()}
+    if len(set(made_from.values())) > 1:
+        told = ", ".join(f"{table} from {source}" for table, source in made_from.items())
+        raise ValueError(f"these tables do not belong together; they were made from different {name}: {told}")
+
+
+class Stage:
+    """One job's output: skipped when it is done, refused when something else lies there, absent when it fails.
+
+    Args:
+        kind: the table's name, as `read` asks for it.
+        output: its folder.
+        configuration: all that decides its rows, beside the inputs.
+        inputs: the tables or data that it is made from; their fingerprints go into the manifest.
+        overwrite: replace what lies there.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        output: str,
+        *,
+        configuration: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        overwrite: bool,
+    ) -> None:
+        self.kind, self.output, self.storage = kind, output, Storage(output)
+        self.overwrite = overwrite
+        self.record = {
+            "kind": kind,
+            "schema_version": SCHEMA_VERSION,
+            "configuration": json.loads(json.dumps(configuration)),
+            "inputs": {name: fingerprint(path) for name, path in inputs.items()},
+        }
+
+    def done(self) -> bool:
+        """Whether the output stands already, made from the same inputs and configuration.
+
+        FileExistsError if something else stands there and may not be overwritten.
+        """
+        if not self.storage.exists():
+            return False
+        if not self.storage.exists(MANIFEST_NAME):
+            if not self.storage.exists(UNFINISHED_NAME) and not self.overwrite:
+                raise FileExistsError(f"{self.output} exists and is no table of ours; name another or --overwrite")
+            return False
+        there = manifest(self.output)
+        if not self.overwrite and any(there.get(key) != value for key, value in self.record.items()):
+            raise FileExistsError(
+                f"{self.output} was made with another configuration or input; --overwrite replaces it"
+            )
+        if not self.overwrite:
+            log.info("%s: already done, %d rows in %s", self.kind, there["rows"], self.output)
+        return not self.overwrite
+
+    def begin(self) -> str:
+        """Clear the folder, mark it unfinished and return its URI for a writer."""
+        if self.storage.exists():
+            self.storage.delete_folder()
+        self.storage.write(UNFINISHED_NAME, b"")
+        return self.storage.uri
+
+    def write(
+        self, rows: DataFrame, *, counts: Mapping[str, Any] | None = None, options: Mapping[str, Any] = {}
+    ) -> int:
+        """Write the rows and the manifest, and return how many there are; on an error the folder is removed.
+
+        `counts` are further columns (aggregates) to observe while writing; they go into the manifest.
+        """
+        observation = Observation()
+        measures = [value.alias(name) for name, value in {"rows": F.count(F.lit(1)), **(counts or {})}.items()]
+        uri = self.begin()
+        try:
+            writer = rows.observe(observation, *measures).write.mode("append").option("compression", "zstd")
+            writer.options(**options).parquet(uri)
+            self.finish(**observation.get)
+        except BaseException:
+            self.storage.delete_folder()
+            raise
+        return observation.get["rows"]
+
+    def finish(self, **facts: Any) -> None:
+        """Write the manifest: the table is there from now on."""
+        size_bytes = sum(file.size for file in self.storage.files())
+        record = {**self.record, **facts, "bytes": size_bytes}
+        self.storage.write(MANIFEST_NAME, json.dumps(record, indent=1, sort_keys=True, default=str).encode())
+        self.storage.delete(UNFINISHED_NAME)
+
+
+def require_columns(rows: DataFrame, names: Sequence[str], path: str) -> None:
+    """ValueError names the columns that `rows` lacks."""
+    missing = [name for name in names if name not in rows.columns]
+    if missing:
+        raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(rows.columns)}")

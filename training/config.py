@@ -1,0 +1,173 @@
+"""What a run is: its settings, validated, as groups of the command line (`--model.layers 6`) or of a YAML file.
+
+Nothing here imports torch, so that `--help` answers at once. Every group refuses a value that cannot work with a
+ValueError that names the value, the bound and the remedy.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Architecture = Literal["llama", "gpt2"]
+
+
+def _at_least(bound: float, **values: float) -> None:
+    for name, value in values.items():
+        if value < bound:
+            raise ValueError(f"{name.replace('__', '.')} {value} is below {bound}; choose {bound} or more")
+
+
+def _fraction(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name.replace('__', '.')} {value} is outside 0 to 1; it is a fraction")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Shape of the transformer; the vocabulary comes from the shards, the context from the sequence length.
+
+    Args:
+        architecture: llama (RMSNorm, rotary positions, SwiGLU) or gpt2 (LayerNorm, learned positions, GELU).
+        hidden_size: width of the residual stream.
+        layers: transformer blocks.
+        heads: attention heads; divides hidden_size.
+        key_value_heads: fewer than heads for grouped-query attention (llama); 0 = as many as heads.
+        feed_forward_size: inner width of the feed-forward block; 0 = the architecture's habit (llama: 8/3 of
+            hidden_size, rounded up to a multiple of 64; gpt2: 4 times).
+        tie_embeddings: the output layer is the embedding matrix.
+        dropout: probability, in gpt2 everywhere, in llama of attention weights.
+        rope_theta: base of the rotary positions (llama).
+    """
+
+    architecture: Architecture = "llama"
+    hidden_size: int = 256
+    layers: int = 4
+    heads: int = 4
+    key_value_heads: int = 0
+    feed_forward_size: int = 0
+    tie_embeddings: bool = True
+    dropout: float = 0.0
+    rope_theta: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        _at_least(1, model__hidden_size=self.hidden_size, model__layers=self.layers, model__heads=self.heads)
+        _at_least(0, model__key_value_heads=self.key_value_heads, model__feed_forward_size=self.feed_forward_size)
+        _fraction(model__dropout=self.dropout)
+        if self.hidden_size % self.heads:
+            raise ValueError(f"model.hidden_size {self.hidden_size} is no multiple of model.heads {self.heads}")
+        if self.architecture == "llama" and self.hidden_size // self.heads % 2:
+            raise ValueError(
+                f"model.hidden_size / model.heads = {self.hidden_size // self.heads} is odd; rotary positions need "
+                "an even head size"
+            )
+        if self.key_value_heads and (self.architecture != "llama" or self.heads % self.key_value_heads):
+            raise ValueError(
+                f"model.key_value_heads {self.key_value_heads} must divide model.heads {self.heads} of a llama; "
+                "use 0 for as many as heads"
+            )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How much one optimizer step sees.
+
+    Args:
+        sequence_length: tokens a sequence predicts.
+        sequences: sequences a step, over all processes and accumulation steps.
+        sequences_per_device: at most so many at once on one device; gradients of the rest are accumulated.
+    """
+
+    sequence_length: int = 1024
+    sequences: int = 192
+    sequences_per_device: int = 12
+
+    def __post_init__(self) -> None:
+        _at_least(1, batch__sequences=self.sequences, batch__sequences_per_device=self.sequences_per_device)
+        _at_least(2, batch__sequence_length=self.sequence_length)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens a step."""
+        return self.sequences * self.sequence_length
+
+    def micro_size(self, world_size: int) -> int:
+        """Sequences a process takes at once: the largest divisor of its share within `sequences_per_device`."""
+        if self.sequences % world_size:
+            raise ValueError(
+                f"batch.sequences {self.sequences} is no multiple of the {world_size} processes; choose one that is"
+            )
+        share = self.sequences // world_size
+        return max(size for size in range(1, min(share, self.sequences_per_device) + 1) if share % size == 0)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW.
+
+    Args:
+        learning_rate: its peak.
+        weight_decay: of matrices; biases and norms have none.
+        beta1: decay of the mean of gradients.
+        beta2: decay of the mean of squared gradients.
+        epsilon: added to the denominator.
+        gradient_clipping: bound on the norm of the whole gradient; 0 = none.
+    """
+
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    gradient_clipping: float = 1.0
+
+    def __post_init__(self) -> None:
+        _at_least(0, optimizer__weight_decay=self.weight_decay, optimizer__gradient_clipping=self.gradient_clipping)
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"optimizer.learning_rate {self.learning_rate} is outside 0 to 1; try 5e-4")
+        _fraction(optimizer__beta1=self.beta1, optimizer__beta2=self.beta2)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate over the run: linear warm-up, then a cosine.
+
+    Args:
+        warmup_steps: steps from 0 to the peak; at most half of a short run is spent on them.
+        final_fraction: of the peak, reached at the last step.
+    """
+
+    warmup_steps: int = 100
+    final_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        _at_least(0, schedule__warmup_steps=self.warmup_steps)
+        _fraction(schedule__final_fraction=self.final_fraction)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what a step computes; two runs of one recipe on the same data are the same run."""
+
+    model: Model
+    batch: Batch
+    optimizer: Optimizer
+    schedule: Schedule
+    seed: int
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Recipe":
+        """The inverse of `dataclasses.asdict`."""
+        groups: dict[str, Any] = {"model": Model, "batch": Batch, "optimizer": Optimizer, "schedule": Schedule}
+        return cls(**{name: groups[name](**record[name]) for name in groups}, seed=record["seed"])
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Settings in which `other` differs, as "model.layers 4 (was 6)"."""
+        mine, theirs = _flat(asdict(self)), _flat(asdict(other))
+        return [f"{name} {mine[name]} (was {theirs[name]})" for name in mine if mine[name] != theirs[name]]
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,49 @@
+"""AdamW over two groups of parameters, and the learning rate as a pure function of the step."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from training.config import Optimizer, Schedule
+
+if TYPE_CHECKING:
+    import torch
+
+
+def parameter_groups(model: "torch.nn.Module", weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices (two dimensions or more) decay; biases and the gains of norms do not.
+
+    Embeddings are matrices and decay too: tied, they are the output layer, whose logits weight decay keeps small;
+    untied, rows of rare tokens would otherwise keep their random initial values for ever.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build(model: "torch.nn.Module", settings: Optimizer, *, fused: bool) -> "torch.optim.AdamW":
+    """torch's own AdamW: DeepSpeed's needs a compiler at run time and has other defaults."""
+    import torch
+
+    return torch.optim.AdamW(
+        parameter_groups(model, settings.weight_decay),
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        fused=fused,
+    )
+
+
+def learning_rate(step: int, max_steps: int, peak: float, schedule: Schedule) -> float:
+    """Learning rate of step 1 … max_steps: up in a line to `peak`, down along a cosine to the final fraction.
+
+    The warm-up takes at most half of the run, so that a short trial of a long recipe still trains.
+    """
+    warmup = min(schedule.warmup_steps, max_steps // 2)
+    if step <= warmup:
+        return peak * step / warmup
+    progress = min(1.0, (step - warmup) / max(1, max_steps - warmup))
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (schedule.final_fraction + (1 - schedule.final_fraction) * cosine)
