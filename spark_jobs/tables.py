@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.fs as arrow_fs
 import xxhash
+from pyarrow import parquet
 from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -22,6 +23,7 @@ log = logging.getLogger("corella")
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "_manifest.json"
 UNFINISHED_NAME = "_unfinished"
+SCRATCH_NAME = "_scratch"
 
 
 def _schema(**columns: T.DataType) -> T.StructType:
@@ -42,6 +44,78 @@ DOCUMENTS = _schema(
     state=T.StringType(),
     source=T.StringType(),
     content=T.StringType(),
+)
+
+# What is measured of each document. The numbers of the rules are null where there is no content.
+SIGNALS = _schema(
+    file_id=T.BinaryType(),
+    repo=T.StringType(),
+    path=T.StringType(),
+    language=T.StringType(),
+    licenses=T.ArrayType(T.StringType()),
+    stars=T.LongType(),
+    size=T.LongType(),
+    state=T.StringType(),
+    part=T.StringType(),
+    row_group=T.IntegerType(),
+    row=T.IntegerType(),
+    content_hash=T.BinaryType(),
+    characters=T.LongType(),
+    lines=T.LongType(),
+    mean_line_length=T.DoubleType(),
+    longest_line=T.LongType(),
+    alphanumeric_share=T.DoubleType(),
+    newlines=T.LongType(),
+    config_words=T.LongType(),
+    test_words=T.LongType(),
+    assignments=T.LongType(),
+    keywords=T.LongType(),
+    auto_generated_head=T.BooleanType(),
+    config_or_test_head=T.BooleanType(),
+    shingles=T.LongType(),
+    sketch=T.BinaryType(),
+)
+
+_REASON = T.StructType(
+    [
+        T.StructField("rule", T.StringType()),
+        T.StructField("value", T.DoubleType()),
+        T.StructField("threshold", T.DoubleType()),
+    ]
+)
+
+# All the rules that a document breaks; none for one that passes.
+VERDICTS = _schema(file_id=T.BinaryType(), reasons=T.ArrayType(_REASON))
+
+# `kept_file_id` is itself kept; `kind` is exact or near, and near similarity is exact Jaccard, not an estimate.
+DUPLICATES = _schema(
+    file_id=T.BinaryType(),
+    repo=T.StringType(),
+    path=T.StringType(),
+    kept_file_id=T.BinaryType(),
+    kept_repo=T.StringType(),
+    kept_path=T.StringType(),
+    similarity=T.DoubleType(),
+    kind=T.StringType(),
+)
+
+# Documents that contain a benchmark's task: which, and the words that match.
+CONTAMINATED = _schema(
+    file_id=T.BinaryType(), repo=T.StringType(), path=T.StringType(), task=T.StringType(), matched=T.StringType()
+)
+
+# One row a document. `state` is kept or why not; `evidence` says with what value, threshold, twin or task.
+LEDGER = _schema(
+    file_id=T.BinaryType(),
+    repo=T.StringType(),
+    path=T.StringType(),
+    language=T.StringType(),
+    size=T.LongType(),
+    state=T.StringType(),
+    evidence=T.StringType(),
+    part=T.StringType(),
+    row_group=T.IntegerType(),
+    row=T.IntegerType(),
 )
 
 
@@ -105,28 +179,36 @@ def fingerprint(path: str) -> str:
         if not storage.exists():
             raise ValueError(f"{path} does not exist")
         identity = [(file.path[len(storage.root) :], file.size, file.mtime_ns) for file in storage.files()]
-    return xxhash.xxh3_64_hexdigest(json.dumps(identity, sort_keys=True))
+    return xxhash.xxh3_64_hexdigest(json.dumps(identity, sort_keys=True).encode())
 
 
-def read(spark: SparkSession, path: str, kind: str) -> DataFrame:
-    """The rows of a finished table of one kind; ValueError if it is another."""
+def require(path: str, kind: str) -> dict[str, Any]:
+    """The manifest of a finished table of one kind; ValueError if it is another."""
     record = manifest(path)
     if record["kind"] != kind or record["schema_version"] != SCHEMA_VERSION:
         found = f"{record['kind']} (schema version {record['schema_version']})"
         raise ValueError(f"{path} holds {found}; needed is {kind} (schema version {SCHEMA_VERSION})")
+    return record
+
+
+def read(spark: SparkSession, path: str, kind: str) -> DataFrame:
+    """The rows of a finished table of one kind; ValueError if it is another."""
+    require(path, kind)
     return spark.read.parquet(Storage(path).uri)
 
 
-def require_same_input(name: str, **paths: str) -> None:
-    """Refuse tables that were made from different `name` tables, which would join to nonsense."""
-    made_from = {table: manifest(path)["inputs"].get(name) for table, path in paths.items()}
-    if len(set(made_from.values())) > 1:
-        told = ", ".join(f"{table} from {source}" for table, source in made_from.items())
-        raise ValueError(f"these tables do not belong together; they were made from different {name}: {told}")
+def require_made_from(table: str, **inputs: str) -> None:
+    """Refuse a table that was not made from these inputs (name=path): they would join to nonsense."""
+    made_from = manifest(table)["inputs"]
+    for name, path in inputs.items():
+        if made_from.get(name) != fingerprint(path):
+            raise ValueError(f"{table} was not made from the {name} {path}; make it again from them")
 
 
 class Stage:
     """One job's output: skipped when it is done, refused when something else lies there, absent when it fails.
+
+    `if stage.done(): return`, then `with stage: ... stage.write(rows)`.
 
     Args:
         kind: the table's name, as `read` asks for it.
@@ -174,31 +256,49 @@ class Stage:
             log.info("%s: already done, %d rows in %s", self.kind, there["rows"], self.output)
         return not self.overwrite
 
-    def begin(self) -> str:
-        """Clear the folder, mark it unfinished and return its URI for a writer."""
+    def __enter__(self) -> "Stage":
+        """Clear the folder and mark it unfinished."""
         if self.storage.exists():
             self.storage.delete_folder()
         self.storage.write(UNFINISHED_NAME, b"")
-        return self.storage.uri
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure:
+            self.storage.delete_folder()
+
+    def staged(self, rows: DataFrame, name: str) -> DataFrame:
+        """Write rows to a scratch table, which goes with the manifest's coming, and read them back.
+
+        Unlike a cache it survives the loss of a worker, and cuts the plan.
+        """
+        uri = f"{self.storage.uri}/{SCRATCH_NAME}/{name}"
+        rows.write.option("compression", "zstd").parquet(uri)
+        return rows.sparkSession.read.schema(rows.schema).parquet(uri)
 
     def write(
-        self, rows: DataFrame, *, counts: Mapping[str, Any] | None = None, options: Mapping[str, Any] = {}
-    ) -> int:
-        """Write the rows and the manifest, and return how many there are; on an error the folder is removed.
+        self,
+        rows: DataFrame,
+        *,
+        counts: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Write the rows, then the manifest, and return its counts. Call it within `with stage:`.
 
-        `counts` are further columns (aggregates) to observe while writing; they go into the manifest.
+        Args:
+            rows: what to write.
+            counts: aggregates by name, observed while writing beside the number of `rows`.
+            facts: what else the manifest tells, which is no part of the table's identity.
+            options: of Spark's Parquet writer.
         """
         observation = Observation()
         measures = [value.alias(name) for name, value in {"rows": F.count(F.lit(1)), **(counts or {})}.items()]
-        uri = self.begin()
-        try:
-            writer = rows.observe(observation, *measures).write.mode("append").option("compression", "zstd")
-            writer.options(**options).parquet(uri)
-            self.finish(**observation.get)
-        except BaseException:
-            self.storage.delete_folder()
-            raise
-        return observation.get["rows"]
+        writer = rows.observe(observation, *measures).write.mode("append").option("compression", "zstd")
+        writer.options(**(options or {})).parquet(self.storage.uri)
+        observed = dict(observation.get)
+        self.finish(**observed, **(facts or {}))
+        return observed
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest: the table is there from now on."""
@@ -206,10 +306,20 @@ class Stage:
         record = {**self.record, **facts, "bytes": size_bytes}
         self.storage.write(MANIFEST_NAME, json.dumps(record, indent=1, sort_keys=True, default=str).encode())
         self.storage.delete(UNFINISHED_NAME)
+        if self.storage.exists(SCRATCH_NAME):
+            Storage(f"{self.storage.uri}/{SCRATCH_NAME}").delete_folder()
 
 
-def require_columns(rows: DataFrame, names: Sequence[str], path: str) -> None:
-    """ValueError names the columns that `rows` lacks."""
-    missing = [name for name in names if name not in rows.columns]
-    if missing:
-        raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(rows.columns)}")
+def parquet_files(path: str, columns: Sequence[str]) -> list[arrow_fs.FileInfo]:
+    """The Parquet files at `path`; ValueError if there is none or the first of them lacks one of the columns."""
+    storage = Storage(path)
+    if not storage.exists():
+        raise ValueError(f"{path} does not exist")
+    files = storage.files()
+    if not files:
+        raise ValueError(f"{path} holds no Parquet files")
+    with storage.filesystem.open_input_file(files[0].path) as file:
+        there = parquet.read_schema(file).names
+    if missing := [name for name in columns if name not in there]:
+        raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(there)}")
+    return files

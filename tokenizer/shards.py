@@ -73,7 +73,7 @@ class ShardIndex:
     def fingerprint(self, split: str) -> str:
         """Identity of a split's data, independent of where it lies: a hash of its shards' hashes, in order."""
         hashes = "".join(shard.xxh3_128 for shard in self.of_split(split))
-        return xxhash.xxh3_128_hexdigest(f"{self.format_version}:{self.tokenizer_fingerprint}:{hashes}")
+        return xxhash.xxh3_128_hexdigest(f"{self.format_version}:{self.tokenizer_fingerprint}:{hashes}".encode())
 
     def save(self, folder: str | Path) -> None:
         """Write `index.json` whole or not at all; call it when every shard is in place."""

@@ -101,21 +101,19 @@ def read_windows(stream: TokenStream, windows: Numbers, sequence_length: int) ->
 
 
 class TrainingBatches:
-    """The share of one process in every global batch.
+    """The global batches of a run, and the share of each process in them.
 
     Global batch s holds sequences [s·G, s·G + G); rank r of W takes the r-th contiguous slice of G / W of them.
 
     Args:
         stream: the training split.
         sequence_length: T, tokens a sequence predicts.
-        sequences: G, sequences a global batch; a multiple of `world_size`.
+        sequences: G, sequences a global batch.
         seed: of the order.
     """
 
-    def __init__(
-        self, stream: TokenStream, *, sequence_length: int, sequences: int, seed: int, rank: int, world_size: int
-    ) -> None:
-        self.stream, self.sequence_length = stream, sequence_length
+    def __init__(self, stream: TokenStream, *, sequence_length: int, sequences: int, seed: int) -> None:
+        self.stream, self.sequence_length, self.sequences = stream, sequence_length, sequences
         self.windows = count_windows(len(stream), sequence_length)
         if self.windows < 1:
             raise ValueError(
@@ -124,45 +122,49 @@ class TrainingBatches:
             )
         fingerprint = stream.index.fingerprint(stream.split)
         self.order = TrainingOrder(self.windows, f"{seed}:{fingerprint}:{sequence_length}")
-        assert sequences % world_size == 0, (sequences, world_size)
-        self.share = sequences // world_size
-        self.first = rank * self.share
 
-    def micro_batches(self, consumed: int, size: int) -> Iterator["torch.Tensor"]:
-        """This rank's part of the global batch that begins at sequence `consumed`, `size` sequences at a time."""
-        for first in range(consumed + self.first, consumed + self.first + self.share, size):
+    def share(self, consumed: int, size: int, rank: int, world_size: int) -> Iterator["torch.Tensor"]:
+        """A rank's part of the global batch that begins at sequence `consumed`: (size, T + 1) tokens at a time."""
+        share = self.sequences // world_size
+        assert share * world_size == self.sequences, (self.sequences, world_size)
+        assert share % size == 0, (share, size)
+        begin = consumed + rank * share
+        for first in range(begin, begin + share, size):
             numbers = np.arange(first, first + size, dtype=np.uint64)
             yield read_windows(self.stream, self.order(numbers), self.sequence_length)
 
 
 class EvaluationBatches:
-    """The first windows of the validation split, in order, shared among the ranks.
-
-    Every rank gets equally many batches, because a sharded model is gathered by all ranks at once; where the windows
-    do not divide evenly, a repeated window fills the batch and is masked out.
+    """The first windows of the validation split, in order, shared among the processes.
 
     Args:
         stream: the validation split; one shorter than a window is read as a single shorter one.
         sequence_length: T.
         max_tokens: bound on what one evaluation reads; at least one window is read.
-        size: sequences a batch.
     """
 
-    def __init__(
-        self, stream: TokenStream, *, sequence_length: int, max_tokens: int, size: int, rank: int, world_size: int
-    ) -> None:
+    def __init__(self, stream: TokenStream, *, sequence_length: int, max_tokens: int) -> None:
         if len(stream) < 2:
-            raise ValueError(f"the validation split has {len(stream)} tokens; evaluation needs two or more")
+            raise ValueError(
+                f"the validation split has {len(stream)} tokens, evaluation needs two or more; write shards with a "
+                "larger one, or train with --evaluation_tokens 0"
+            )
         self.stream, self.sequence_length = stream, min(sequence_length, len(stream) - 1)
         windows = count_windows(len(stream), self.sequence_length)
         self.count = min(windows, max(1, max_tokens // self.sequence_length))
-        batches = -(-self.count // (size * world_size))
-        self.numbers = np.arange(batches * world_size * size).reshape(batches, world_size, size)[:, rank]
 
-    def __iter__(self) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
-        """Pairs of tokens (size, T + 1) and a mask (size,) that is false for rows that only fill the batch."""
+    def share(self, size: int, rank: int, world_size: int) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
+        """A rank's batches: tokens (size, T + 1), and a mask (size,) that is false for rows that only fill a batch.
+
+        Every rank gets equally many, because a sharded model is gathered by all ranks at once; where the windows do
+        not divide evenly, repeated ones fill up.
+        """
         import torch
 
-        for numbers in self.numbers:
-            windows = (numbers % self.count).astype(np.uint64)
+        for first in range(rank * size, self._padded(size * world_size), size * world_size):
+            numbers = np.arange(first, first + size, dtype=np.uint64)
+            windows = numbers % np.uint64(self.count)
             yield read_windows(self.stream, windows, self.sequence_length), torch.from_numpy(numbers < self.count)
+
+    def _padded(self, together: int) -> int:
+        return -(-self.count // together) * together

@@ -1,0 +1,127 @@
+"""Reading content where it lies: the workers open row groups themselves, so that content never enters the JVM.
+
+What Spark moves are small rows that say what to read: a file of the table (`part`, relative to its folder), a row
+group and, where only some are wanted, the rows in it. Memory is one batch of about BATCH_BYTES.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from spark_jobs.tables import Storage
+
+BATCH_BYTES = 16 << 20
+
+# Where a row of a table lies.
+LOCATION = ("part", "row_group", "row")
+_ROW_GROUPS = "part string, row_group int, rows array<int>"
+
+
+class Piece(NamedTuple):
+    """Rows of one row group: where they come from, their numbers in it (n), and their columns."""
+
+    part: str
+    row_group: int
+    rows: NDArray[np.int64]
+    batch: pa.RecordBatch
+
+
+def row_groups(spark: SparkSession, path: str) -> DataFrame:
+    """One row a row group of the Parquet data at `path`, spread over the workers. The footers are read there too."""
+    storage = Storage(path)
+    parts = [(file.path[len(storage.root) :].lstrip("/"),) for file in storage.files()]
+    if not parts:
+        raise ValueError(f"{path} holds no Parquet files")
+    tasks = _tasks(spark)
+    uri = storage.uri
+
+    def expand(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for part in batch.column("part").to_pylist():
+                groups = _open(uri, part).num_row_groups
+                columns = [[part] * groups, list(range(groups)), [None] * groups]
+                yield pa.record_batch(
+                    [pa.array(column, kind) for column, kind in zip(columns, _ROW_GROUP_TYPES, strict=True)],
+                    names=["part", "row_group", "rows"],
+                )
+
+    files = spark.createDataFrame(parts, "part string").repartition(min(len(parts), tasks))
+    return files.mapInArrow(expand, _ROW_GROUPS).repartition(tasks)
+
+
+_ROW_GROUP_TYPES = (pa.string(), pa.int32(), pa.list_(pa.int32()))
+
+
+def grouped_by_row_group(located: DataFrame) -> DataFrame:
+    """Gather rows that have LOCATION columns into one row a row group, spread over the workers."""
+    gathered = located.groupBy("part", "row_group").agg(F.sort_array(F.collect_list("row")).alias("rows"))
+    wanted = gathered.select("part", "row_group", F.col("rows").cast("array<int>").alias("rows"))
+    return wanted.repartition(_tasks(located.sparkSession))
+
+
+def _tasks(spark: SparkSession) -> int:
+    return int(spark.conf.get("spark.sql.shuffle.partitions") or 200)
+
+
+def pieces(path: str, work: Iterable[pa.RecordBatch], columns: Sequence[str] | None = None) -> Iterator[Piece]:
+    """Read what `work` (rows of `row_groups` or `grouped_by_row_group`) names, in batches bounded by bytes.
+
+    Args:
+        path: the table's folder or file.
+        columns: the columns to read, as far as the files have them; all of them when None.
+    """
+    uri = Storage(path).uri
+    for batch in work:
+        for part, row_group, rows in zip(
+            *(batch.column(name).to_pylist() for name in batch.schema.names), strict=True
+        ):
+            wanted = None if rows is None else np.asarray(rows, np.int64)
+            yield from _read(uri, part, row_group, wanted, columns)
+
+
+def _read(
+    uri: str, part: str, row_group: int, wanted: NDArray[np.int64] | None, columns: Sequence[str] | None
+) -> Iterator[Piece]:
+    file = _open(uri, part)
+    group = file.metadata.row_group(row_group)
+    names = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+    rows_at_once = max(1, int(BATCH_BYTES * group.num_rows / max(group.total_byte_size, 1)))
+    first = 0
+    for batch in file.iter_batches(batch_size=rows_at_once, row_groups=[row_group], columns=names):
+        last = first + batch.num_rows
+        if wanted is None:
+            yield Piece(part, row_group, np.arange(first, last), batch)
+        else:
+            here = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, last)]
+            if len(here):
+                yield Piece(part, row_group, here, batch.take(pa.array(here - first)))
+        first = last
+
+
+def _open(uri: str, part: str) -> pq.ParquetFile:
+    storage = Storage(uri)
+    name = f"{storage.root}/{part}" if part else storage.root
+    return pq.ParquetFile(storage.filesystem.open_input_file(name))
+
+
+def text_buffers(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The UTF-8 of a string column end to end, and the n + 1 bounds of its rows, without a copy; null is empty."""
+    large = pc.fill_null(texts, "").cast(pa.large_string())
+    _, offsets, data = large.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[large.offset : large.offset + len(large) + 1]
+    return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), bounds
+
+
+def arrow_schema(schema: T.StructType) -> pa.Schema:
+    """The Arrow schema of batches for `mapInArrow`, which matches columns by position and not by name."""
+    from pyspark.sql.pandas.types import to_arrow_schema
+
+    return to_arrow_schema(schema, prefers_large_types=True)

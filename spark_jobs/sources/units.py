@@ -1,0 +1,222 @@
+"""Cutting sources into units of work: what the driver knows of a corpus before Spark starts.
+
+The driver walks directories and never holds the names of files; a unit is one directory (or a share of a large one),
+one archive, one byte range of JSON lines, or one row group of Parquet. Beside the units it makes one fingerprint of
+all files that would be read, so that a finished ingest is recognised without Spark. Walking costs some 10 us a file.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import xxhash
+
+from spark_jobs.sources import languages
+from spark_jobs.sources.records import Choice
+
+DIRECTORY, FILE, TAR, ZIP, LINES, ROW_GROUP = "directory", "file", "tar", "zip", "lines", "row group"
+
+TAR_ENDINGS = (".tar", ".tgz", ".tzst", ".tbz2", ".txz", ".tar.gz", ".tar.zst", ".tar.bz2", ".tar.xz")
+LINE_ENDINGS = (".jsonl", ".ndjson", ".json")
+PACKED_LINE_ENDINGS = tuple(lines + packed for lines in LINE_ENDINGS for packed in (".gz", ".zst"))
+PARQUET_ENDINGS = (".parquet",)
+
+RANGE_BYTES = 64 << 20
+
+
+class Unit(NamedTuple):
+    """A piece of work for one Python worker.
+
+    `prefix` is the path of the directory below its source, or the name of the file. `begin` and `end` are the share
+    of a directory (number, of how many), the byte range of JSON lines (end -1: all of a packed file), or the number of
+    the row group. `size_bytes` is what it holds, as far as that is known.
+    """
+
+    kind: str
+    source: str
+    location: str
+    repo: str
+    prefix: str
+    begin: int
+    end: int
+    files: int
+    size_bytes: int
+
+
+@dataclass
+class Survey:
+    """All units of a corpus, and the fingerprint of the files that they stand for."""
+
+    units: list[Unit] = field(default_factory=list)
+    _sum: int = 0
+
+    @property
+    def inventory(self) -> str:
+        """128 bits over relative name, size and time of every file, whatever the order they were met in."""
+        return f"{self._sum:032x}"
+
+    def count(self, source: str, name: str, status: os.stat_result) -> None:
+        text = f"{source}\0{name}\0{status.st_size}\0{status.st_mtime_ns}"
+        entry = xxhash.xxh3_128_intdigest(text.encode("utf-8", "surrogateescape"))
+        self._sum = (self._sum + entry) % 2**128
+
+
+def survey(sources: Iterable[str], choice: Choice, range_bytes: int = RANGE_BYTES) -> Survey:
+    """The units of all sources. FileNotFoundError for one that is not there, ValueError for one of no use."""
+    found = Survey()
+    for source in sources:
+        if "://" in source:
+            raise ValueError(f"{source}: sources are folders or files that every worker can open, not addresses")
+        location = os.path.abspath(source)
+        if not os.path.exists(location):
+            raise FileNotFoundError(f"the source {source} does not exist")
+        if not os.path.isdir(location):
+            found.units.extend(_file_units(found, source, location, source, range_bytes))
+        elif deliveries := _deliveries(location):
+            for name in deliveries:
+                told, place = f"{source.rstrip('/')}/{name}", os.path.join(location, name)
+                found.units.extend(_file_units(found, told, place, f"{source}\0{name}", range_bytes))
+        else:
+            found.units.extend(_directory_units(found, source, location, choice, range_bytes))
+    return found
+
+
+def inside_git(path: str) -> bool:
+    """Whether a path leads into git's own folder, which is the history of a corpus and no part of it."""
+    return path.startswith(".git/") or "/.git/" in path
+
+
+def _directory_units(
+    found: Survey, source: str, location: str, choice: Choice, range_bytes: int
+) -> Iterator[Unit]:
+    """One unit a directory, from the top down, without following links.
+
+    The repository of a file is the nearest folder above it that holds `.git`, else the first folder below the source.
+    """
+    name = os.path.basename(location) or "root"
+    pending: list[tuple[str, str | None]] = [("", None)]
+    while pending:
+        prefix, repo = pending.pop()
+        place = os.path.join(location, prefix) if prefix else location
+        folders: list[str] = []
+        files = size_bytes = others = 0
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.name == ".git":
+                        repo = f"{name}/{prefix}" if prefix else name
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.name)
+                    elif not choice.skip(languages.of_name(entry.name)):
+                        status = entry.stat(follow_symlinks=False)
+                        found.count(name, f"{prefix}/{entry.name}", status)
+                        files, size_bytes = files + 1, size_bytes + status.st_size
+                    else:
+                        others += 1
+        except OSError:
+            others += 1  # a worker will meet the same and tell it
+        repo = repo or (f"{name}/{prefix.partition('/')[0]}" if prefix else None)
+        if files or others:
+            shares = max(1, -(-size_bytes // range_bytes))
+            for share in range(shares):
+                part = size_bytes // shares
+                yield Unit(
+                    DIRECTORY, source, place, _displayed(repo or name), prefix, share, shares, files // shares, part
+                )
+        handed_down = repo if prefix or repo == name else None
+        pending.extend(
+            (f"{prefix}/{folder}" if prefix else folder, handed_down)
+            for folder in sorted(folders, reverse=True)
+            if folder != ".git"
+        )
+
+
+def _deliveries(folder: str) -> list[str]:
+    """The files of a folder that is a data set and no tree of files, as names below it; none if it is a tree.
+
+    A data set is a folder with Parquet files (or only with folders like `language=c` of them), or one where every
+    file is of one kind of archive or JSON lines and no folder lies between.
+    """
+    with os.scandir(folder) as entries:
+        shown = [(entry.name, entry.is_dir()) for entry in entries if entry.name[0] not in "._"]
+    folders = [name for name, is_folder in shown if is_folder]
+    names = sorted(name for name, is_folder in shown if not is_folder)
+    partitions = bool(folders) and not names and all("=" in name for name in folders)
+    if partitions or any(name.lower().endswith(PARQUET_ENDINGS) for name in names):
+        return _parquet_files(folder)
+    for endings in (TAR_ENDINGS, (".zip",), (".jsonl", ".ndjson", *PACKED_LINE_ENDINGS)):
+        if names and not folders and all(name.lower().endswith(endings) for name in names):
+            return names
+    return []
+
+
+def _parquet_files(folder: str) -> list[str]:
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] not in "._"]
+        below = os.path.relpath(place, folder)
+        found += [
+            name if below == "." else f"{below}/{name}"
+            for name in names
+            if name.lower().endswith(PARQUET_ENDINGS) and name[0] not in "._"
+        ]
+    return sorted(found)
+
+
+def _file_units(
+    found: Survey, source: str, location: str, identity: str, range_bytes: int
+) -> Iterator[Unit]:
+    """The units of one file: an archive, JSON lines, Parquet, or any other, which is a file of the corpus itself."""
+    status = os.stat(location)
+    if not os.path.isfile(location):
+        raise ValueError(f"the source {source} is neither a folder nor a file")
+    found.count(os.path.basename(os.path.dirname(identity)), os.path.basename(location), status)
+    name, size_bytes = os.path.basename(location), status.st_size
+    lower, stem = name.lower(), _displayed(_stem(name))
+
+    def unit(kind: str, begin: int = 0, end: int = -1, size: int = size_bytes, files: int = 1) -> Unit:
+        return Unit(kind, source, location, stem, name, begin, end, files, size)
+
+    if lower.endswith(TAR_ENDINGS):
+        yield unit(TAR)
+    elif lower.endswith(".zip"):
+        yield unit(ZIP)
+    elif lower.endswith(PACKED_LINE_ENDINGS):
+        yield unit(LINES)
+    elif lower.endswith(LINE_ENDINGS):
+        for begin in range(0, size_bytes, range_bytes):
+            end = min(begin + range_bytes, size_bytes)
+            yield unit(LINES, begin, end, end - begin, int(begin == 0))
+    elif lower.endswith(PARQUET_ENDINGS):
+        for number, group_bytes in enumerate(_row_groups(location, source, size_bytes)):
+            yield unit(ROW_GROUP, number, -1, group_bytes, int(number == 0))
+    else:  # a link that the user named is followed, one that lies in a folder is not
+        yield unit(FILE)._replace(location=os.path.realpath(location))
+
+
+def _row_groups(location: str, source: str, size_bytes: int) -> list[int]:
+    """The bytes of every row group; one of a file that cannot be read, for a worker to tell it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(location) as file:
+            groups = [file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups)]
+            names = file.schema_arrow.names
+    except (OSError, ValueError, pa.ArrowException):
+        return [size_bytes]
+    if "content" not in names:
+        raise ValueError(f"{source} lacks the column content; it has {', '.join(names)}")
+    return groups
+
+
+def _stem(name: str) -> str:
+    lower = name.lower()
+    known = (*TAR_ENDINGS, ".zip", *PACKED_LINE_ENDINGS, *LINE_ENDINGS, *PARQUET_ENDINGS)
+    ending = max((ending for ending in known if lower.endswith(ending)), key=len, default="")
+    return name[: -len(ending)] if ending else os.path.splitext(name)[0]
+
+
+def _displayed(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

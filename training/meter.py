@@ -1,0 +1,115 @@
+"""What can be seen of a run: metrics.jsonl, TensorBoard and one line on the terminal, all from the first process."""
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Row = dict[str, float | int]
+LINE_SECONDS = 5.0
+SMOOTHING = 0.9
+
+
+class Meter:
+    """Records one row a step: step, loss, tokens, tokens_per_second, learning_rate, gradient_norm, seconds, epoch.
+
+    Steps that were evaluated carry validation_loss, perplexity, bits_per_byte and evaluation_seconds too. `tokens`
+    are all those trained on so far; `loss` is in nats a token, the mean of the global batch.
+
+    Args:
+        metrics: path of metrics.jsonl; rows beyond `step` are dropped, so that a resumed run has each step once.
+        tensorboard: folder of event files.
+        step: the last step already taken.
+        max_steps: of the run.
+    """
+
+    def __init__(self, metrics: Path, tensorboard: Path, *, step: int, max_steps: int) -> None:
+        self.max_steps, self.first_step = max_steps, step
+        self._board: SummaryWriter = _writer(tensorboard, purge_step=step + 1)
+        rows = [row for row in read_metrics(metrics) if row["step"] <= step]
+        partial = metrics.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial.replace(metrics)
+        self._file: IO[str] = metrics.open("a")
+        self._line_due, self._smooth_seconds = 0.0, 0.0
+
+    def record(self, row: Row) -> None:
+        """Append the row of a step and show it."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        step = int(row["step"])
+        for name, value in row.items():
+            if name != "step":
+                kind = "validation" if name in ("validation_loss", "perplexity", "bits_per_byte") else "train"
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+        self._show(row, step)
+
+    def flush(self) -> None:
+        """Have every row on the disk: call it before a checkpoint that counts them."""
+        os.fsync(self._file.fileno())
+        self._board.flush()
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._file.close()
+        self._board.close()
+
+    def _show(self, row: Row, step: int) -> None:
+        """One line, rewritten in place on a terminal, every few seconds elsewhere; evaluations get their own."""
+        weight = SMOOTHING if step > self.first_step + 1 else 0.0
+        self._smooth_seconds = weight * self._smooth_seconds + (1 - weight) * row["seconds"]
+        terminal, now = sys.stderr.isatty(), time.monotonic()
+        evaluated = "validation_loss" in row
+        if not (terminal or evaluated or now >= self._line_due or step == self.max_steps):
+            return
+        self._line_due = now + LINE_SECONDS
+        left = (self.max_steps - step) * self._smooth_seconds
+        line = (
+            f"step {step}/{self.max_steps}  loss {row['loss']:.3f}  lr {row['learning_rate']:.2e}  "
+            f"{row['tokens_per_second']:,.0f} tokens/s  {clock(left)} left"
+        )
+        if evaluated:
+            line += f"  |  held-out loss {row['validation_loss']:.3f}, {row['bits_per_byte']:.3f} bits per byte"
+        end = "\n" if evaluated or not terminal or step == self.max_steps else ""
+        print(f"\r{line}\x1b[K" if terminal else line, end=end, file=sys.stderr, flush=True)
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a metrics.jsonl, without a last one that was cut off; empty where there is no file."""
+    rows: list[Row] = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def validation_figures(loss: float, tokens: int, text_bytes: int) -> Row:
+    """Held-out loss (nats a token), its perplexity, and bits per byte.
+
+    Bits per byte compares models of different tokenizers: loss / ln 2, times tokens over UTF-8 bytes of the split.
+    Where an evaluation reads only part of the split, that ratio is still the whole split's.
+    """
+    bits = loss / math.log(2) * tokens / max(1, text_bytes)
+    return {"validation_loss": loss, "perplexity": math.exp(min(loss, 700)), "bits_per_byte": bits}
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _writer(folder: Path, purge_step: int) -> "SummaryWriter":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=purge_step)

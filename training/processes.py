@@ -1,0 +1,146 @@
+"""The processes of a run: how they find each other, which device and precision each uses, what they agree on."""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+FIRST_SPEAKS_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all of the run; `precision` is fp32 on CPUs, bf16 on GPUs."""
+
+    rank: int
+    world_size: int
+    device: "torch.device"
+    precision: str
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Sums over all processes; every process must call. Costs one small reduction and a wait for the device."""
+        import torch
+        from deepspeed import comm
+
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        comm.all_reduce(tensor)
+        return [float(value) for value in tensor.tolist()]
+
+    def from_first(self, value: Any) -> Any:
+        """The first process's `value` (anything that pickles), on every process."""
+        import torch.distributed
+
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        from deepspeed import comm
+
+        comm.barrier()
+
+
+def join(local_rank: int, threads: int) -> Processes:
+    """Meet the other processes. Works under `deepspeed`, under torchrun, with RENDEZVOUS set, and alone.
+
+    No compiler is needed: DeepSpeed's shared-memory collectives, which it would build here, are left to gloo.
+
+    Args:
+        local_rank: as the launcher passes it; -1 = from the environment.
+        threads: of torch on CPUs, a process; 0 = OMP_NUM_THREADS, else cores divided by local processes.
+    """
+    _complete_rendezvous(local_rank)
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(threads or _threads())
+    import deepspeed
+    from deepspeed import ops
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    if not on_gpu:
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    device = torch.device("cpu")
+    if on_gpu:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    precision = "bf16" if on_gpu else "fp32"
+    return Processes(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device, precision)
+
+
+def leave() -> None:
+    """Wait for the other processes and part from them in order, so that none sees a broken connection."""
+    import torch.distributed
+
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def _complete_rendezvous(local_rank: int) -> None:
+    """Fill in what a lone process lacks; ValueError names what one of several lacks."""
+    environment = os.environ
+    if local_rank >= 0:
+        environment.setdefault("LOCAL_RANK", str(local_rank))
+    if int(environment.get("WORLD_SIZE", "1")) == 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        for name, value in zip(RENDEZVOUS, ("0", "0", "1", "127.0.0.1", port), strict=True):
+            environment.setdefault(name, value)
+    missing = [name for name in RENDEZVOUS if name not in environment]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE is {environment['WORLD_SIZE']} but {', '.join(missing)} is not set; start the processes "
+            "with deepspeed or torchrun, or set it for each"
+        )
+    environment.setdefault("LOCAL_SIZE", environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"]))
+
+
+def _threads() -> int:
+    chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if chosen:
+        return int(chosen)
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_SIZE"]))
+
+
+@contextlib.contextmanager
+def first_speaks() -> Iterator[None]:
+    """Delay a user's fault on all processes but the first, so that the launcher ends them after one line, not many."""
+    try:
+        yield
+    except (ValueError, OSError):
+        if int(os.environ.get("RANK", "0")):
+            time.sleep(FIRST_SPEAKS_SECONDS)
+        raise
+
+
+class StopRequest:
+    """Whether SIGTERM or SIGINT came; the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.came = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        signal.signal(number, signal.SIG_DFL)

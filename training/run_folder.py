@@ -1,0 +1,123 @@
+"""The folder of a run: its plan, whether it may be begun, gone on with or is done, and where everything lies."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizer.shards import ShardIndex
+from training.checkpoint import write_durably
+from training.config import Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run set out to do; `plan.json` holds it from the first moment on.
+
+    Args:
+        recipe: the settings that decide what a step computes.
+        data_fingerprint: of the training split.
+        vocab_size: of the shards, hence of the model.
+        end_of_text_id: the token that ends a document.
+        max_steps: optimizer steps of the whole run; the schedule depends on it.
+        seconds_per_step: as measured before the run, where its length was given in minutes.
+    """
+
+    recipe: Recipe
+    data_fingerprint: str
+    vocab_size: int
+    end_of_text_id: int
+    max_steps: int
+    seconds_per_step: float | None = None
+
+    def model_config(self) -> Any:
+        """The `transformers` configuration of the run's model."""
+        from training.model import configuration
+
+        return configuration(
+            self.recipe.model,
+            vocab_size=self.vocab_size,
+            context_tokens=self.recipe.batch.sequence_length,
+            end_of_text_id=self.end_of_text_id,
+        )
+
+
+class RunFolder:
+    """RUN: plan.json, metrics.jsonl, tokenizer/, checkpoints/, tensorboard/, export/ and, when done, summary.json."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.tokenizer = self.path / "tokenizer"
+        self.export = self.path / "export"
+        self._plan, self._summary = self.path / "plan.json", self.path / "summary.json"
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan, or None where there is no run."""
+        if not self._plan.is_file():
+            return None
+        record = json.loads(self._plan.read_text())
+        return Plan(**record | {"recipe": Recipe.from_record(record["recipe"])})
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """Results of a run that reached its last step, else None."""
+        return json.loads(self._summary.read_text()) if self._summary.is_file() else None
+
+    def is_begun(self, recipe: Recipe, index: ShardIndex, *, resume: bool, overwrite: bool) -> bool:
+        """Whether a run of `recipe` on these shards is here to go on with; changes nothing.
+
+        ValueError if the folder holds something else.
+        """
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return False
+        plan = self.plan
+        if plan is None:
+            raise ValueError(f"{self.path} exists and is no training run; choose another --output")
+        if overwrite:
+            return False
+        if not resume:
+            raise ValueError(f"{self.path} holds a training run; choose another --output, or --overwrite")
+        differences = recipe.differences(plan.recipe)
+        if index.fingerprint("train") != plan.data_fingerprint:
+            differences.append(f"data {index.fingerprint('train')} (was {plan.data_fingerprint})")
+        if differences:
+            raise ValueError(
+                f"{self.path} holds a run with other settings: {', '.join(differences)}; choose another --output, "
+                "or --overwrite"
+            )
+        return True
+
+    def begin(self, plan: Plan, tokenizer: Path, *, begun: bool) -> None:
+        """Lay out the folder; what an earlier run left in it goes unless this one goes on with it."""
+        if not begun and self.path.exists():
+            shutil.rmtree(self.path)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_durably(self._plan, asdict(plan))
+        self.tokenizer.mkdir(exist_ok=True)
+        shutil.copyfile(tokenizer, self.tokenizer / tokenizer.name)
+        self._summary.unlink(missing_ok=True)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Record the results; from now on the run is done."""
+        write_durably(self._summary, summary)
+
+
+def find_tokenizer(folder: Path, index: ShardIndex) -> Path:
+    """The tokenizer.json in `folder`; ValueError if it is missing or is not the one of the shards."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"no tokenizer.json in {folder}; name the tokenizer's folder with --tokenizer")
+    from tokenizers import Tokenizer
+
+    size = Tokenizer.from_file(str(path)).get_vocab_size()
+    if size != index.vocab_size:
+        raise ValueError(
+            f"{path} has {size} entries, the shards were written with {index.vocab_size}; give the tokenizer that "
+            "wrote them (--tokenizer)"
+        )
+    return path
