@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("corella")
 
-# Small row groups let later readers take a column in pieces: at most this much content is held at once.
-ROW_GROUP_BYTES = 16 << 20
-WRITING = {"parquet.block.size": ROW_GROUP_BYTES, "compression": "zstd"}
+# Later readers hold a row group at a time. The limit counts packed bytes: 4 MB are some 16 MB of source code.
+ROW_GROUP_BYTES = 4 << 20
+WRITING: dict[str, Any] = {"parquet.block.size": ROW_GROUP_BYTES, "compression": "zstd"}
 
 
 def main(
@@ -52,22 +52,19 @@ def main(
     from spark_jobs.sources.units import survey
     from spark_jobs.tables import Stage
 
+    if not sources:
+        raise ValueError("sources is empty; name at least one folder or file")
     if max_file_bytes < 1:
         raise ValueError(f"max_file_bytes is {max_file_bytes}; it must be at least 1")
     chosen = require_known(languages) if languages else None
     choice = Choice(max_file_bytes, frozenset(chosen) if chosen else None)
     begin = time.monotonic()
-    found = survey(sources, choice)
+    found = survey(sources, choice, leave_out=output)
     log.info("found %s in %.1f s", _plan(found.units), time.monotonic() - begin)
     if dry_run:
         _print_plan(found)
         return 0
-    configuration = {
-        "sources": sources,
-        "inventory": found.inventory,
-        "languages": chosen,
-        "max_file_bytes": max_file_bytes,
-    }
+    configuration = configuration_of(sources, choice, found)
     stage = Stage("documents", output, configuration=configuration, inputs={}, overwrite=overwrite)
     if stage.done():
         return 0
@@ -75,6 +72,16 @@ def main(
         counts = write_documents(spark, found.units, choice, stage)
     _print_counts(counts, output, time.monotonic() - begin)
     return 0
+
+
+def configuration_of(sources: list[str], choice: Choice, found: Survey) -> dict[str, Any]:
+    """All that decides the rows of the table: the sources as they were named, the files they held, the choice."""
+    return {
+        "sources": sources,
+        "inventory": found.inventory,
+        "languages": sorted(choice.languages) if choice.languages is not None else None,
+        "max_file_bytes": choice.max_file_bytes,
+    }
 
 
 def write_documents(spark: SparkSession, units: Sequence[Unit], choice: Choice, stage: Any) -> dict[str, int]:
@@ -86,7 +93,7 @@ def write_documents(spark: SparkSession, units: Sequence[Unit], choice: Choice, 
         with step(spark, f"ingest: reading {_plan(units)}"):
             counts = _write(read(spark, units, choice), uri)
         with step(spark, "ingest: looking for files that came twice"):
-            surplus = repeats(spark, uri)
+            surplus = stage.staged(repeats(spark, uri), "surplus")
             repeated = surplus.count()
         if repeated:
             with step(spark, f"ingest: taking out {repeated:,} files that came twice"):
@@ -152,7 +159,7 @@ def repeats(spark: SparkSession, uri: str) -> DataFrame:
     repeated = ids.groupBy("file_id").count().where("count > 1").select("file_id")
     place = F.struct("source", "_metadata.file_name", "_metadata.row_index")
     rows = spark.read.parquet(uri).select("file_id", place.alias("place"))
-    members = rows.join(F.broadcast(repeated), "file_id", how="left_semi")
+    members = rows.join(repeated, "file_id", how="left_semi")
     kept = members.groupBy("file_id").agg(F.min("place").alias("place"))
     return members.join(kept, ["file_id", "place"], how="left_anti").select(
         F.col("place.file_name").alias("_file"), F.col("place.row_index").alias("_row")

@@ -22,6 +22,7 @@ REQUIRED = {
 @contextmanager
 def start_session(name: str) -> Iterator[SparkSession]:
     """The session of one job, stopped at its end. Settings come from spark-submit and its properties file."""
+    logging.getLogger("py4j").setLevel(logging.WARNING)
     builder = SparkSession.builder.appName(f"corella-{name}")
     spark = builder.getOrCreate()
     for key, value in REQUIRED.items():

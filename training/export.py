@@ -56,7 +56,7 @@ def read_weights(checkpoints: Path, checkpoint: Checkpoint) -> dict[str, "torch.
 
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         weights: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(
             str(checkpoints), tag=checkpoint.name
         )

@@ -15,7 +15,8 @@ def configuration(
     """The `transformers` configuration of a model.
 
     The vocabulary is exactly the tokenizer's: a padded one would train rows that no token uses and every consumer of
-    the exported model would have to know of them.
+    the exported model would have to know of them. No padding token is named: it would share the id that ends texts,
+    and torch would then never train that row of the embedding.
     """
     from transformers import GPT2Config, LlamaConfig
 
@@ -23,7 +24,6 @@ def configuration(
         "vocab_size": vocab_size,
         "bos_token_id": end_of_text_id,
         "eos_token_id": end_of_text_id,
-        "pad_token_id": end_of_text_id,
         "tie_word_embeddings": model.tie_embeddings,
     }
     if model.architecture == "gpt2":

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -71,11 +72,10 @@ def join(local_rank: int, threads: int) -> Processes:
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(threads or _threads())
+    _quieten()
     import deepspeed
     from deepspeed import ops
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
     if not on_gpu:
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
@@ -85,6 +85,15 @@ def join(local_rank: int, threads: int) -> Processes:
         torch.cuda.set_device(device)
     precision = "bf16" if on_gpu else "fp32"
     return Processes(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device, precision)
+
+
+def _quieten() -> None:
+    """Keep the libraries' notices and bars out of the progress line; their errors stay."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 def leave() -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizer.encode import TOKENIZER_FILE, Encoder
 from tokenizer.shards import ShardIndex
 from training.checkpoint import write_durably
 from training.config import Recipe
@@ -108,16 +109,14 @@ class RunFolder:
 
 
 def find_tokenizer(folder: Path, index: ShardIndex) -> Path:
-    """The tokenizer.json in `folder`; ValueError if it is missing or is not the one of the shards."""
-    path = folder / "tokenizer.json"
+    """The tokenizer.json in `folder`; ValueError if it is missing or is not the one that wrote the shards."""
+    path = folder / TOKENIZER_FILE
     if not path.is_file():
-        raise ValueError(f"no tokenizer.json in {folder}; name the tokenizer's folder with --tokenizer")
-    from tokenizers import Tokenizer
-
-    size = Tokenizer.from_file(str(path)).get_vocab_size()
-    if size != index.vocab_size:
+        raise ValueError(f"no {TOKENIZER_FILE} in {folder}; name the tokenizer's folder with --tokenizer")
+    encoder = Encoder(folder)
+    if (encoder.fingerprint, encoder.vocab_size) != (index.tokenizer_fingerprint, index.vocab_size):
         raise ValueError(
-            f"{path} has {size} entries, the shards were written with {index.vocab_size}; give the tokenizer that "
-            "wrote them (--tokenizer)"
+            f"{path} ({encoder.vocab_size} entries, fingerprint {encoder.fingerprint}) is not the tokenizer of the "
+            f"shards ({index.vocab_size} entries, {index.tokenizer_fingerprint}); name theirs with --tokenizer"
         )
     return path

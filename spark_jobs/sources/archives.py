@@ -4,8 +4,11 @@ A tar is read as a stream, member by member, packed or not; a zip needs its dire
 What is inside an archive inside an archive is not looked at.
 """
 
+import bz2
 import contextlib
 import gzip
+import io
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -13,11 +16,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+import pyarrow as pa
+
 from spark_jobs.sources import languages
-from spark_jobs.sources.records import FAULTS, LINK, Choice, Known, displayed, stream_row, unreadable_row
+from spark_jobs.sources.records import BLOCK_BYTES, FAULTS, LINK, Choice, Known, displayed, stream_row, unreadable_row
 from spark_jobs.sources.units import Unit, inside_git
 
-_BLOCK_BYTES = 512
+_TAR_BLOCK_BYTES = 512
 
 
 def read_tar(unit: Unit, choice: Choice, tally: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -36,8 +41,10 @@ def read_tar(unit: Unit, choice: Choice, tally: Counter[str]) -> Iterator[dict[s
                     assert content is not None
                     yield stream_row(known, content, member.size, choice.max_file_bytes)
             # An archive ends with an empty block. tarfile takes the end of the file for it.
-            if stream.taken_bytes < tar.offset + _BLOCK_BYTES:
+            if stream.taken_bytes < tar.offset + _TAR_BLOCK_BYTES:
                 raise EOFError
+            while stream.read(BLOCK_BYTES):  # the checksum of a packed archive comes last
+                pass
     except FAULTS:
         yield unreadable_row(_archive(unit), unit.size_bytes)
 
@@ -58,9 +65,7 @@ def read_zip(unit: Unit, choice: Choice, tally: Counter[str]) -> Iterator[dict[s
         yield unreadable_row(_archive(unit), unit.size_bytes)
 
 
-def _zip_row(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, known: Known, choice: Choice
-) -> dict[str, Any]:
+def _zip_row(archive: zipfile.ZipFile, member: zipfile.ZipInfo, known: Known, choice: Choice) -> dict[str, Any]:
     try:
         with archive.open(member) as content:
             return stream_row(known, content, member.file_size, choice.max_file_bytes)  # type: ignore[arg-type]
@@ -77,18 +82,11 @@ def open_packed(location: str) -> BinaryIO:
     if name.endswith((".gz", ".tgz")):
         return gzip.open(location)  # type: ignore[return-value]
     if name.endswith((".zst", ".tzst")):
-        import io
-
-        import pyarrow as pa
-
-        return io.BufferedReader(pa.input_stream(location, compression="zstd"), 1 << 20)
+        # Small reads: of a file cut off, Arrow drops the whole of the read that meets the end.
+        return io.BufferedReader(pa.input_stream(location, compression="zstd"), 1 << 16)
     if name.endswith((".bz2", ".tbz2")):
-        import bz2
-
         return bz2.open(location)  # type: ignore[return-value]
     if name.endswith((".xz", ".txz")):
-        import lzma
-
         return lzma.open(location)  # type: ignore[return-value]
     return open(location, "rb")
 

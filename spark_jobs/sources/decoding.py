@@ -87,7 +87,7 @@ def _detected(data: bytes) -> Decoded:
     for encoding in (*_declared(data), *_candidates(_evidence(data))):
         text = _strictly(data, encoding)
         if text:
-            return Decoded(DECODED, encoding, text)
+            return Decoded(DECODED, codecs.lookup(encoding).name, text)
     return Decoded(UNDECODABLE, None, None)
 
 

@@ -31,7 +31,7 @@ def read_directory(unit: Unit, choice: Choice, tally: Counter[str]) -> Iterator[
 
 
 def _is_ours(entry: os.DirEntry[str], unit: Unit, tally: Counter[str]) -> bool:
-    if entry.is_dir(follow_symlinks=False) or not in_share(entry.name, unit.begin, unit.end):
+    if entry.name == ".git" or entry.is_dir(follow_symlinks=False) or not in_share(entry.name, unit.begin, unit.end):
         return False
     if entry.is_file(follow_symlinks=False):
         return True

@@ -48,9 +48,7 @@ def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     """The rows as dictionaries; text as bytes, for a string column of Parquet may hold what is no Unicode."""
     columns = [_as_bytes(column) for column in batch.columns]
     for row in range(batch.num_rows):
-        yield {
-            name: column[row].as_py() for name, column in zip(batch.schema.names, columns, strict=True)
-        }
+        yield {name: column[row].as_py() for name, column in zip(batch.schema.names, columns, strict=True)}
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:

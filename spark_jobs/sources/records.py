@@ -181,9 +181,7 @@ def record_row(known: Known, content: Any, identity: bytes, max_file_bytes: int)
         return bare_row(known, UNDECODABLE, len(data), data)
 
 
-def batches(
-    rows: Iterable[dict[str, Any]], tally: Counter[str], schema: pa.Schema
-) -> Iterator[pa.RecordBatch]:
+def batches(rows: Iterable[dict[str, Any]], tally: Counter[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Arrow batches of at most 1000 rows or some 16 MB of content, columns in the order of `schema`.
 
     After the last row comes one without a `file_id` that holds the counts of `tally`: what travels with the rows is
@@ -211,5 +209,3 @@ def _batch(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
         else:
             columns.append(pa.array(values, field.type))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-

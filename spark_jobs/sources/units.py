@@ -5,6 +5,7 @@ one archive, one byte range of JSON lines, or one row group of Parquet. Beside t
 all files that would be read, so that a finished ingest is recognised without Spark. Walking costs some 10 us a file.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import xxhash
 
 from spark_jobs.sources import languages
-from spark_jobs.sources.records import Choice
+from spark_jobs.sources.records import Choice, displayed
 
 DIRECTORY, FILE, TAR, ZIP, LINES, ROW_GROUP = "directory", "file", "tar", "zip", "lines", "row group"
 
@@ -62,9 +63,12 @@ class Survey:
         self._sum = (self._sum + entry) % 2**128
 
 
-def survey(sources: Iterable[str], choice: Choice, range_bytes: int = RANGE_BYTES) -> Survey:
-    """The units of all sources. FileNotFoundError for one that is not there, ValueError for one of no use."""
-    found = Survey()
+def survey(sources: Iterable[str], choice: Choice, *, leave_out: str = "", range_bytes: int = RANGE_BYTES) -> Survey:
+    """The units of all sources. FileNotFoundError for one that is not there, ValueError for one of no use.
+
+    `leave_out` is a folder that is not read even if it lies in a source, as the output may.
+    """
+    found, output = Survey(), os.path.abspath(leave_out) if leave_out else ""
     for source in sources:
         if "://" in source:
             raise ValueError(f"{source}: sources are folders or files that every worker can open, not addresses")
@@ -78,7 +82,7 @@ def survey(sources: Iterable[str], choice: Choice, range_bytes: int = RANGE_BYTE
                 told, place = f"{source.rstrip('/')}/{name}", os.path.join(location, name)
                 found.units.extend(_file_units(found, told, place, f"{source}\0{name}", range_bytes))
         else:
-            found.units.extend(_directory_units(found, source, location, choice, range_bytes))
+            found.units.extend(_directory_units(found, source, location, choice, output, range_bytes))
     return found
 
 
@@ -87,49 +91,64 @@ def inside_git(path: str) -> bool:
     return path.startswith(".git/") or "/.git/" in path
 
 
+@dataclass
+class _Listing:
+    """What lies directly in a directory: its folders, the files to be read, how many others."""
+
+    folders: list[str] = field(default_factory=list)
+    files: int = 0
+    size_bytes: int = 0
+    others: int = 0
+    is_repository: bool = False
+
+
 def _directory_units(
-    found: Survey, source: str, location: str, choice: Choice, range_bytes: int
+    found: Survey, source: str, location: str, choice: Choice, leave_out: str, range_bytes: int
 ) -> Iterator[Unit]:
     """One unit a directory, from the top down, without following links.
 
     The repository of a file is the nearest folder above it that holds `.git`, else the first folder below the source.
     """
     name = os.path.basename(location) or "root"
-    pending: list[tuple[str, str | None]] = [("", None)]
+    pending = [("", "")]
     while pending:
-        prefix, repo = pending.pop()
+        prefix, inherited = pending.pop()
         place = os.path.join(location, prefix) if prefix else location
-        folders: list[str] = []
-        files = size_bytes = others = 0
-        try:
-            with os.scandir(place) as entries:
-                for entry in entries:
-                    if entry.name == ".git":
-                        repo = f"{name}/{prefix}" if prefix else name
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.name)
-                    elif not choice.skip(languages.of_name(entry.name)):
+        listing = _listing(found, name, place, prefix, choice)
+        repo = inherited or (f"{name}/{prefix}" if prefix else "")
+        if listing.is_repository:
+            repo = f"{name}/{prefix}" if prefix else name
+        if listing.files or listing.others:
+            shares = max(1, min(listing.files, -(-listing.size_bytes // range_bytes)))
+            files, size_bytes = listing.files // shares, listing.size_bytes // shares
+            for share in range(shares):
+                told = displayed(repo or name)
+                yield Unit(DIRECTORY, source, place, told, prefix, share, shares, files, size_bytes)
+        for folder in sorted(listing.folders, reverse=True):
+            if os.path.join(place, folder) != leave_out:
+                pending.append((f"{prefix}/{folder}" if prefix else folder, repo))
+
+
+def _listing(found: Survey, name: str, place: str, prefix: str, choice: Choice) -> _Listing:
+    listing = _Listing()
+    try:
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name == ".git":
+                    listing.is_repository = True
+                elif entry.is_dir(follow_symlinks=False):
+                    listing.folders.append(entry.name)
+                elif choice.skip(languages.of_name(entry.name)):
+                    listing.others += 1
+                else:
+                    listing.files += 1
+                    with contextlib.suppress(OSError):  # it vanished meanwhile
                         status = entry.stat(follow_symlinks=False)
                         found.count(name, f"{prefix}/{entry.name}", status)
-                        files, size_bytes = files + 1, size_bytes + status.st_size
-                    else:
-                        others += 1
-        except OSError:
-            others += 1  # a worker will meet the same and tell it
-        repo = repo or (f"{name}/{prefix.partition('/')[0]}" if prefix else None)
-        if files or others:
-            shares = max(1, -(-size_bytes // range_bytes))
-            for share in range(shares):
-                part = size_bytes // shares
-                yield Unit(
-                    DIRECTORY, source, place, _displayed(repo or name), prefix, share, shares, files // shares, part
-                )
-        handed_down = repo if prefix or repo == name else None
-        pending.extend(
-            (f"{prefix}/{folder}" if prefix else folder, handed_down)
-            for folder in sorted(folders, reverse=True)
-            if folder != ".git"
-        )
+                        listing.size_bytes += status.st_size
+    except OSError:
+        listing.others += 1  # a worker will meet the same and tell it
+    return listing
 
 
 def _deliveries(folder: str) -> list[str]:
@@ -164,16 +183,14 @@ def _parquet_files(folder: str) -> list[str]:
     return sorted(found)
 
 
-def _file_units(
-    found: Survey, source: str, location: str, identity: str, range_bytes: int
-) -> Iterator[Unit]:
+def _file_units(found: Survey, source: str, location: str, identity: str, range_bytes: int) -> Iterator[Unit]:
     """The units of one file: an archive, JSON lines, Parquet, or any other, which is a file of the corpus itself."""
     status = os.stat(location)
     if not os.path.isfile(location):
         raise ValueError(f"the source {source} is neither a folder nor a file")
     found.count(os.path.basename(os.path.dirname(identity)), os.path.basename(location), status)
     name, size_bytes = os.path.basename(location), status.st_size
-    lower, stem = name.lower(), _displayed(_stem(name))
+    lower, stem = name.lower(), displayed(_stem(name))
 
     def unit(kind: str, begin: int = 0, end: int = -1, size: int = size_bytes, files: int = 1) -> Unit:
         return Unit(kind, source, location, stem, name, begin, end, files, size)
@@ -216,7 +233,3 @@ def _stem(name: str) -> str:
     known = (*TAR_ENDINGS, ".zip", *PACKED_LINE_ENDINGS, *LINE_ENDINGS, *PARQUET_ENDINGS)
     ending = max((ending for ending in known if lower.endswith(ending)), key=len, default="")
     return name[: -len(ending)] if ending else os.path.splitext(name)[0]
-
-
-def _displayed(name: str) -> str:
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

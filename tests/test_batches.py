@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_shards import make_shards
+
+from tokenizer.shards import TokenStream
+from training.batches import EvaluationBatches, Permutation, TrainingBatches, TrainingOrder, count_windows
+
+LENGTH = 32
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="module")
+def tokens(shards):
+    """The training split as one array: the oracle of what windows hold."""
+    stream = TokenStream(shards)
+    whole = np.empty(len(stream), stream.dtype)
+    stream.read(0, whole)
+    return whole.astype(np.int64)
+
+
+def training(shards, sequences=12, seed=0, length=LENGTH):
+    return TrainingBatches(TokenStream(shards), sequence_length=length, sequences=sequences, seed=seed)
+
+
+@given(size=st.integers(1, 3000), key=st.text(max_size=8))
+def test_permutation_visits_every_entry_once(size, key):
+    entries = Permutation(size, key)(np.arange(size, dtype=np.uint64))
+    assert sorted(entries.tolist()) == list(range(size))
+
+
+@given(size=st.integers(1, 1 << 62), data=st.data())
+@settings(max_examples=50)
+def test_permutation_of_a_large_domain_stays_inside_and_repeats_nothing(size, data):
+    positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=50, unique=True))
+    entries = Permutation(size, "key")(np.array(positions, np.uint64))
+    assert len(set(entries.tolist())) == len(positions)
+    assert int(entries.max()) < size
+
+
+@given(size=st.integers(1, 500), positions=st.lists(st.integers(0, 10**9), min_size=1, max_size=20))
+def test_order_does_not_depend_on_how_it_is_asked(size, positions):
+    order = TrainingOrder(size, "run")
+    together = order(np.array(positions, np.uint64)).tolist()
+    assert together == [int(order(np.array([position], np.uint64))[0]) for position in positions]
+
+
+def test_every_epoch_has_every_window_once_in_another_order():
+    order = TrainingOrder(1009, "run")
+    epochs = order(np.arange(3 * 1009, dtype=np.uint64)).reshape(3, 1009)
+    assert all(sorted(epoch) == list(range(1009)) for epoch in epochs.tolist())
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert (epochs[one] == epochs[other]).mean() < 0.02
+        assert abs(np.corrcoef(epochs[one].astype(float), epochs[other].astype(float))[0, 1]) < 0.15
+    assert abs(np.corrcoef(epochs[0][:-1].astype(float), epochs[0][1:].astype(float))[0, 1]) < 0.15
+
+
+@given(consumed=st.integers(0, 10_000), world_size=st.sampled_from([1, 2, 3, 4, 6, 12]), data=st.data())
+@settings(deadline=None)
+def test_global_batch_is_the_same_however_it_is_cut(shards, consumed, world_size, data):
+    share = 12 // world_size
+    size = data.draw(st.sampled_from([size for size in range(1, share + 1) if share % size == 0]))
+    batches = training(shards)
+    whole = next(batches.share(consumed, 12, 0, 1)).numpy()
+    parts = [part.numpy() for rank in range(world_size) for part in batches.share(consumed, size, rank, world_size)]
+    assert {part.shape for part in parts} == {(size, LENGTH + 1)}
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_an_epoch_reads_every_window_of_the_shards_once(shards, tokens):
+    windows = count_windows(len(tokens), LENGTH)
+    batches = training(shards, sequences=windows)
+    read = next(batches.share(0, windows, 0, 1)).numpy()
+    expected = np.stack([tokens[i * LENGTH : i * LENGTH + LENGTH + 1] for i in range(windows)])
+    assert not np.array_equal(read, expected)
+    np.testing.assert_array_equal(read[np.lexsort(read.T)], expected[np.lexsort(expected.T)])
+
+
+def test_order_is_keyed_by_seed_data_and_length(shards, tmp_path):
+    first = next(training(shards).share(0, 12, 0, 1))
+    assert first.equal(next(training(shards).share(0, 12, 0, 1)))
+    assert not first.equal(next(training(shards, seed=1).share(0, 12, 0, 1)))
+    other = make_shards(tmp_path / "other", seed=5)
+    numbers = np.arange(20, dtype=np.uint64)
+    identities = {training(shards).order.identity, training(other).order.identity}
+    identities.add(training(shards, length=LENGTH + 1).order.identity)
+    assert len({tuple(TrainingOrder(10**6, identity)(numbers).tolist()) for identity in identities}) == 3
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 4])
+def test_evaluation_reads_each_window_once_and_equally_often_on_all_ranks(shards, world_size, size):
+    stream = TokenStream(shards, "validation")
+    batches = EvaluationBatches(stream, sequence_length=LENGTH, max_tokens=10 * LENGTH)
+    ranks = [list(batches.share(size, rank, world_size)) for rank in range(world_size)]
+    assert len({len(rank) for rank in ranks}) == 1
+    read = sorted(tuple(row) for rank in ranks for rows, real in rank for row in rows[real].tolist())
+    whole = np.empty(10 * LENGTH + 1, stream.dtype)
+    stream.read(0, whole)
+    assert read == sorted(tuple(whole[i * LENGTH : i * LENGTH + LENGTH + 1].tolist()) for i in range(10))
+
+
+def test_evaluation_of_a_short_split_reads_what_there_is(shards):
+    stream = TokenStream(shards, "validation")
+    batches = EvaluationBatches(stream, sequence_length=10**6, max_tokens=1)
+    ((rows, real),) = batches.share(1, 0, 1)
+    assert rows.shape == (1, len(stream))
+    assert real.all()
+
+
+def test_sequence_longer_than_the_data_is_refused(shards):
+    with pytest.raises(ValueError, match=r"sequence_length 1000000 needs 1000001 tokens"):
+        training(shards, length=10**6)

@@ -1,0 +1,416 @@
+"""Training as a user runs it: real processes, real DeepSpeed, tiny models."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_shards import make_shards, make_tokenizer
+
+ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / "training" / "train.py"
+TINY = {
+    "model.hidden_size": 32,
+    "model.layers": 2,
+    "model.heads": 2,
+    "batch.sequence_length": 32,
+    "batch.sequences": 8,
+    "batch.sequences_per_device": 2,
+    "optimizer.learning_rate": 0.01,
+    "schedule.warmup_steps": 4,
+    "evaluation_tokens": 2000,
+}
+LONG = TINY | {"max_steps": 80, "checkpoint_every": 20, "evaluate_every": 40}
+SHORT = TINY | {"max_steps": 8, "checkpoint_every": 100, "evaluate_every": 100}
+LIMIT_SECONDS = 240
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def words(shards, output, options):
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [str(TRAIN), "--shards", str(shards), "--output", str(output), *flags]
+
+
+@contextlib.contextmanager
+def started(shards, output, options, world_size):
+    """The processes of one job, each a group of its own; what is left of them is killed at the end."""
+    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    jobs = []
+    for rank in range(world_size):
+        environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        jobs.append(
+            subprocess.Popen(
+                [sys.executable, *words(shards, output, options)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
+    try:
+        yield jobs
+    finally:
+        for job in jobs:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+            job.stdout.close()
+
+
+def finish(jobs):
+    """Exit codes and outputs of a job that ends by itself."""
+    outputs = [job.communicate(timeout=LIMIT_SECONDS)[0] for job in jobs]
+    return [job.returncode for job in jobs], outputs
+
+
+def train(shards, output, options, world_size=2):
+    with started(shards, output, options, world_size) as jobs:
+        codes, outputs = finish(jobs)
+    assert codes == [0] * world_size, outputs
+    return outputs
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run):
+    return [row["loss"] for row in metrics(run)]
+
+
+def wait_for_step(run, step, jobs):
+    """Return when a run has recorded `step`, while its processes live."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while time.monotonic() < deadline:
+        assert all(job.poll() is None for job in jobs), [job.stdout.read() for job in jobs]
+        path = run / "metrics.jsonl"
+        if path.is_file() and path.read_text().count("\n") >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} did not come within {LIMIT_SECONDS} s")
+
+
+@pytest.fixture(scope="module")
+def unbroken(shards, tmp_path_factory):
+    """A run to its end through the launcher, and what it printed."""
+    output = tmp_path_factory.mktemp("unbroken") / "run"
+    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", free_port()]
+    job = subprocess.run(
+        [*launcher, *words(shards, output, LONG)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+    )
+    assert job.returncode == 0, job.stdout + job.stderr
+    return output, job.stdout + job.stderr
+
+
+def test_launcher_trains_two_processes_and_records_every_step(unbroken):
+    run, printed = unbroken
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == list(range(1, 81))
+    assert rows[-1]["tokens"] == 80 * 8 * 32
+    assert sum(losses(run)[-5:]) / 5 < 0.5 * rows[0]["loss"]
+    assert all(row["gradient_norm"] > 0 and row["tokens_per_second"] > 0 and row["seconds"] > 0 for row in rows)
+    evaluated = [row for row in rows if "validation_loss" in row]
+    assert [row["step"] for row in evaluated] == [40, 80]
+    assert evaluated[-1]["perplexity"] == pytest.approx(math.exp(evaluated[-1]["validation_loss"]))
+    assert evaluated[-1]["validation_loss"] < evaluated[0]["validation_loss"]
+    assert list((run / "tensorboard").glob("events.*"))
+    assert sorted(path.name for path in (run / "checkpoints").glob("step_*")) == ["step_00000060", "step_00000080"]
+    assert printed.count("held-out loss   ") == 1
+    assert "step 80/80" in printed
+
+
+def test_learning_rate_in_the_metrics_is_the_schedule(unbroken):
+    from training.config import Schedule
+    from training.optimizer import learning_rate
+
+    for row in metrics(unbroken[0]):
+        assert row["learning_rate"] == learning_rate(row["step"], 80, 0.01, Schedule(warmup_steps=4))
+
+
+def held_out_loss(model, shards, max_tokens):
+    """Held-out loss by `transformers` alone: its own shifted labels, window by window."""
+    import torch
+
+    from tokenizer.shards import TokenStream
+    from training.batches import EvaluationBatches
+
+    batches = EvaluationBatches(TokenStream(shards, "validation"), sequence_length=32, max_tokens=max_tokens)
+    with torch.no_grad():
+        windows = [model(input_ids=rows, labels=rows).loss.item() for rows, _ in batches.share(1, 0, 1)]
+    return sum(windows) / len(windows)
+
+
+def open_offline(folder, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def test_export_opens_offline_and_predicts_what_the_engine_predicted(unbroken, shards, monkeypatch):
+    run, _ = unbroken
+    model, tokenizer = open_offline(run / "export", monkeypatch)
+    expected = metrics(run)[-1]["validation_loss"]
+    assert held_out_loss(model, shards, 2000) == pytest.approx(expected, abs=2e-6)
+    text = "def add(left, other):\n    total = left"
+    ids = tokenizer(text)["input_ids"]
+    from tokenizer.encode import Encoder
+
+    import pyarrow as pa
+
+    assert ids == Encoder(shards / "tokenizer").encode(pa.array([text]))[0][:-1].tolist()
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.eos_token == "<|endoftext|>"
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 0
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    card = (run / "export" / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert f"{expected:.4f}" in card
+
+
+def test_export_logits_equal_those_of_the_checkpoint(unbroken, tmp_path, monkeypatch):
+    """The exported model against the weights that DeepSpeed itself saved for the module."""
+    import torch
+
+    run, _ = unbroken
+    job = subprocess.run(
+        [sys.executable, str(ROOT / "training" / "export.py"), "--run", str(run), "--output", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+    )
+    assert job.returncode == 0, job.stderr
+    model, _ = open_offline(tmp_path / "out", monkeypatch)
+    saved = torch.load(run / "checkpoints/step_00000080/mp_rank_00_model_states.pt", weights_only=False)["module"]
+    rows = torch.arange(64).view(2, 32)
+    with torch.no_grad():
+        exported = model(input_ids=rows).logits
+        model.load_state_dict(saved)
+        assert torch.equal(model(input_ids=rows).logits, exported)
+    assert exported.std() > 0.1
+
+
+def generate(run, *options):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "training" / "generate.py"), "--model", str(run / "export"), *options],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_generate_is_greedy_by_default_and_seeded_otherwise(unbroken, monkeypatch):
+    import torch
+
+    from training.generate import complete
+
+    run, _ = unbroken
+    job = generate(run, "--prompt", "def add(", "def join(", "--max_new_tokens", "12")
+    assert job.returncode == 0, job.stderr
+    model, tokenizer = open_offline(run / "export", monkeypatch)
+    for prompt in ("def add(", "def join("):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        for _ in range(12):
+            following = model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)
+            if int(following) == 0:
+                break
+            ids = torch.cat([ids, following], dim=1)
+        assert tokenizer.decode(ids[0]) in job.stdout
+    sampled = [list(complete(model, tokenizer, "def ", temperature=1.0, samples=3, seed=seed)) for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    assert not any("<|endoftext|>" in text for text in sampled[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--prompt", "x", "--samples", "2"], "temperature"),
+        (["--prompt", "x", "--max_new_tokens", "32"], "context of 32"),
+        (["--prompt", "x", "--top_p", "0"], "top_p"),
+    ],
+)
+def test_generate_refuses_what_cannot_be(unbroken, options, line):
+    job = generate(unbroken[0], *options)
+    assert job.returncode == 1
+    assert line in job.stderr
+    assert job.stderr.count("\n") == 1
+
+
+def test_finished_run_is_left_as_it_is_and_other_settings_are_refused(unbroken, shards):
+    run, _ = unbroken
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    (printed,) = train(shards, run, LONG, world_size=1)
+    assert "already trained" in printed
+    for changed, line in (
+        (LONG | {"optimizer.learning_rate": 0.02}, "optimizer.learning_rate 0.02 (was 0.01)"),
+        (LONG | {"resume": "never"}, "holds a training run"),
+        (LONG | {"max_steps": 70}, "has trained 80 steps, more than the 70 asked for"),
+        (LONG | {"max_steps": 90}, "was saved by 2 processes, this run has 1"),
+    ):
+        with started(shards, run, changed, 1) as jobs:
+            (code,), (printed,) = finish(jobs)
+        assert code == 1
+        assert line in printed
+        assert "Traceback" not in printed
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+
+def test_killed_then_stopped_then_resumed_run_equals_the_unbroken_one(unbroken, shards, tmp_path):
+    run = tmp_path / "run"
+    with started(shards, run, LONG, 2) as jobs:
+        wait_for_step(run, 25, jobs)
+        for job in jobs:
+            os.killpg(job.pid, signal.SIGKILL)
+    assert 25 <= len(metrics(run)) < 80
+    shutil.copytree(run / "checkpoints/step_00000020", run / "checkpoints/step_00000030")
+    (run / "checkpoints/step_00000030/complete.json").unlink()
+
+    with started(shards, run, LONG, 2) as jobs:
+        wait_for_step(run, 45, jobs)
+        jobs[1].send_signal(signal.SIGTERM)
+        codes, outputs = finish(jobs)
+    assert codes == [75, 75], outputs
+    assert not (run / "checkpoints/step_00000030").exists()
+    reached = len(metrics(run))
+    assert 45 <= reached < 80
+    assert (run / f"checkpoints/step_{reached:08d}/complete.json").is_file()
+
+    train(shards, run, LONG)
+    assert [row["step"] for row in metrics(run)] == list(range(1, 81))
+    assert losses(run) == losses(unbroken[0])
+    assert metrics(run)[-1]["validation_loss"] == metrics(unbroken[0])[-1]["validation_loss"]
+
+
+@pytest.fixture(scope="module")
+def alone(shards, tmp_path_factory):
+    """The short run in one process."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    train(shards, run, SHORT, world_size=1)
+    return run
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
+def test_every_zero_stage_on_two_processes_trains_as_one_process_does(alone, shards, tmp_path, name, monkeypatch):
+    run = tmp_path / "run"
+    size = {"zero1": 1, "zero2": 4}.get(name, 2)
+    options = {"deepspeed": ROOT / "infra" / "deepspeed" / f"{name}.json", "batch.sequences_per_device": size}
+    train(shards, run, SHORT | options)
+    assert losses(run) == pytest.approx(losses(alone), abs=1e-5)
+    norms = [[row["gradient_norm"] for row in metrics(path)] for path in (run, alone)]
+    assert norms[0] == pytest.approx(norms[1], abs=1e-4)
+    model, _ = open_offline(run / "export", monkeypatch)
+    assert held_out_loss(model, shards, 2000) == pytest.approx(metrics(alone)[-1]["validation_loss"], abs=1e-5)
+    assert json.loads((run / "plan.json").read_text())["max_steps"] == 8
+
+
+def test_minutes_become_steps_before_the_run_and_stay(shards, tmp_path):
+    run = tmp_path / "run"
+    options = TINY | {"train_minutes": 0.02, "checkpoint_every": 1000}
+    train(shards, run, options, world_size=1)
+    plan, summary = json.loads((run / "plan.json").read_text()), json.loads((run / "summary.json").read_text())
+    assert plan["max_steps"] == summary["steps"] == len(metrics(run)) > 1
+    assert plan["max_steps"] == max(1, round(1.2 / plan["seconds_per_step"]))
+    (printed,) = train(shards, run, options, world_size=1)
+    assert "already trained" in printed
+
+
+def refused(shards, output, options, folder=None):
+    job = subprocess.run(
+        [sys.executable, *words(shards, output, options)], capture_output=True, text=True, timeout=LIMIT_SECONDS
+    )
+    assert not output.exists()
+    assert "Traceback" not in job.stderr
+    return job
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"shards": "nowhere"}, "index.json is missing"),
+        ({"batch.sequence_length": 10**6}, "batch.sequence_length 1000000 needs 1000001 tokens"),
+        ({"model.hidden_size": 33}, "model.hidden_size 33 is no multiple of model.heads 2"),
+        ({"optimizer.learning_rate": 3}, "optimizer.learning_rate 3.0 is outside 0 to 1"),
+        ({"max_steps": 0}, "max_steps 0 is below 1"),
+        ({"checkpoint_every": 0}, "checkpoint_every 0 is below 1"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints 0 is below 1"),
+        ({"deepspeed": "nowhere.json"}, "no DeepSpeed configuration at nowhere.json"),
+        ({"tokenizer": "nowhere"}, "no tokenizer.json in nowhere"),
+    ],
+)
+def test_faults_of_the_user_cost_one_line_and_leave_no_folder(shards, tmp_path, changed, line):
+    options = SHORT | changed
+    job = refused(options.pop("shards", shards), tmp_path / "run", options)
+    assert job.returncode == 1
+    assert line in job.stderr
+    assert job.stderr.count("\n") == 1
+
+
+def test_unknown_option_is_a_usage_error(shards, tmp_path):
+    assert refused(shards, tmp_path / "run", SHORT | {"modell.layers": 3}).returncode == 2
+
+
+def test_tokenizer_of_other_shards_is_refused(shards, tmp_path):
+    make_tokenizer(tmp_path / "other", vocab_size=280)
+    job = refused(shards, tmp_path / "run", SHORT | {"tokenizer": tmp_path / "other"})
+    assert job.returncode == 1
+    assert "280 entries" in job.stderr
+
+
+def test_damaged_shard_is_named(shards, tmp_path):
+    broken = shutil.copytree(shards, tmp_path / "shards")
+    with (broken / "train-1.arrow").open("ab") as file:
+        file.write(b"more")
+    with started(broken, tmp_path / "run", SHORT, 1) as jobs:
+        (code,), (printed,) = finish(jobs)
+    assert code == 1
+    assert "train-1.arrow" in printed
+    assert "Traceback" not in printed
+
+
+def test_keys_of_the_run_in_a_deepspeed_configuration_are_refused(shards, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 1}, "optimizer": {"type": "AdamW"}}))
+    job = refused(shards, tmp_path / "run", SHORT | {"deepspeed": path})
+    assert job.returncode == 1
+    assert "'optimizer' is decided by --optimizer.*; remove it" in job.stderr
+
+
+def test_folder_that_is_no_run_is_never_overwritten(shards, tmp_path):
+    (tmp_path / "thesis.txt").write_text("dear to someone")
+    with started(shards, tmp_path, SHORT | {"overwrite": "true"}, 1) as jobs:
+        (code,), (printed,) = finish(jobs)
+    assert code == 1
+    assert "is no training run" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_help_answers_without_torch():
+    begun = time.monotonic()
+    job = subprocess.run(
+        [sys.executable, "-X", "importtime", str(TRAIN), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--train_minutes" in job.stdout
+    loaded = {line.split("|")[-1].strip() for line in job.stderr.splitlines()}
+    assert not loaded & {"torch", "deepspeed", "transformers"}
+    assert time.monotonic() - begun < 10

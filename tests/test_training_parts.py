@@ -1,0 +1,197 @@
+"""The parts of training that need no second process: settings, model, optimizer, schedule, meter, checkpoints."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.checkpoint import Checkpoint, Checkpoints, write_durably
+from training.config import Batch, Model, Optimizer, Recipe, Schedule
+from training.engine import read_configuration
+from training.meter import Meter, clock, read_metrics, validation_figures
+from training.model import build, configuration, count_parameters, token_losses
+from training.optimizer import learning_rate, parameter_groups
+
+ROOT = Path(__file__).parent.parent
+TINY = Model(hidden_size=32, layers=2, heads=2)
+
+
+def tiny(architecture, seed=0, **changes):
+    model = replace(TINY, architecture=architecture, **changes)
+    return build(configuration(model, vocab_size=50, context_tokens=17, end_of_text_id=0), seed)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_only_matrices_decay_and_every_weight_is_trained_once(architecture):
+    model = tiny(architecture)
+    groups = parameter_groups(model, 0.1)
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(decay) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        exempt = name.endswith("bias") or "norm" in name or ".ln_" in name
+        assert decay[id(parameter)] == (0.0 if exempt else 0.1), name
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_loss_is_that_of_transformers_and_weights_come_from_the_seed(architecture):
+    import torch
+
+    model, tokens = tiny(architecture), torch.arange(34).view(2, 17)
+    assert token_losses(model, tokens).shape == (2, 16)
+    assert token_losses(model, tokens).mean().item() == pytest.approx(model(tokens, labels=tokens).loss.item(), abs=1e-5)
+    same, other = tiny(architecture), tiny(architecture, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_tied_embeddings_count_once():
+    assert count_parameters(tiny("llama", tie_embeddings=False)) - count_parameters(tiny("llama")) == 50 * 32
+
+
+@given(max_steps=st.integers(1, 2000), warmup=st.integers(0, 3000), final=st.floats(0, 1))
+def test_schedule_rises_to_the_peak_and_falls_to_the_final_fraction(max_steps, warmup, final):
+    schedule = Schedule(warmup_steps=warmup, final_fraction=final)
+    rates = [learning_rate(step, max_steps, 0.5, schedule) for step in range(1, max_steps + 1)]
+    top = min(warmup, max_steps // 2)
+    assert all(0 <= rate <= 0.5 + 1e-12 for rate in rates)
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] == pytest.approx(0.5 * final if max_steps > top else 0.5)
+    if top:
+        assert rates[top - 1] == pytest.approx(0.5)
+
+
+@given(sequences=st.integers(1, 200), world_size=st.integers(1, 16), most=st.integers(1, 64))
+def test_micro_batch_divides_the_share_of_a_process(sequences, world_size, most):
+    batch = Batch(sequences=sequences, sequences_per_device=most)
+    if sequences % world_size:
+        with pytest.raises(ValueError, match="no multiple"):
+            batch.micro_size(world_size)
+    else:
+        size = batch.micro_size(world_size)
+        assert 1 <= size <= most
+        assert sequences // world_size % size == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (lambda: Model(hidden_size=30, heads=4), "no multiple of model.heads 4"),
+        (lambda: Model(hidden_size=12, heads=4), "even head size"),
+        (lambda: Model(heads=4, key_value_heads=3), "must divide"),
+        (lambda: Model(architecture="gpt2", key_value_heads=2), "of a llama"),
+        (lambda: Model(dropout=2), "model.dropout 2 is outside 0 to 1"),
+        (lambda: Batch(sequence_length=1), "batch.sequence_length 1 is below 2"),
+        (lambda: Optimizer(learning_rate=0), "optimizer.learning_rate 0 is outside"),
+        (lambda: Schedule(warmup_steps=-1), "schedule.warmup_steps -1 is below 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(wrong, line):
+    with pytest.raises(ValueError, match=line):
+        wrong()
+
+
+def test_recipe_returns_from_its_record_and_tells_differences():
+    recipe = Recipe(TINY, Batch(), Optimizer(), Schedule(), seed=3)
+    assert Recipe.from_record(json.loads(json.dumps(asdict(recipe)))) == recipe
+    assert recipe.differences(replace(recipe, seed=4, model=replace(TINY, layers=6))) == [
+        "model.layers 2 (was 6)",
+        "seed 3 (was 4)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "parameters"),
+    [("demo", 8192, (1e6, 1e7)), ("gpt2_110m", 32768, (110e6, 112e6)), ("llama_1b", 32768, (1.2e9, 1.4e9))],
+)
+def test_shipped_configurations_parse_and_have_the_size_they_name(name, vocab_size, parameters):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = ROOT / "training" / "configs" / f"{name}.yaml"
+    flags = ["--config", str(path), "--shards", "S", "--output", "R", "--print_config"]
+    job = subprocess.run(
+        [sys.executable, str(ROOT / "training" / "train.py"), *flags], capture_output=True, text=True, check=True
+    )
+    recipe = Recipe.from_record(yaml.safe_load(job.stdout))
+    config = configuration(
+        recipe.model, vocab_size=vocab_size, context_tokens=recipe.batch.sequence_length, end_of_text_id=0
+    )
+    with torch.device("meta"):
+        count = count_parameters(AutoModelForCausalLM.from_config(config))
+    assert parameters[0] < count < parameters[1]
+
+
+def test_every_shipped_configuration_is_tested():
+    assert {path.stem for path in (ROOT / "training" / "configs").iterdir()} == {"demo", "gpt2_110m", "llama_1b"}
+
+
+def test_shipped_deepspeed_configurations_hold_zero_alone():
+    stages = {}
+    for path in (ROOT / "infra" / "deepspeed").glob("*.json"):
+        record = read_configuration(str(path))
+        assert list(record) == ["zero_optimization"]
+        stages[path.stem] = record["zero_optimization"]["stage"]
+    assert stages == {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
+
+
+def row(step):
+    figures = {"loss": 1.0, "tokens": 8 * step, "tokens_per_second": 5.0, "learning_rate": 0.1, "seconds": 1.0}
+    return {"step": step} | figures
+
+
+def test_meter_goes_on_with_each_step_once(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    for first, last in ((0, 7), (4, 9)):
+        meter = Meter(path, tmp_path / "tensorboard", step=first, max_steps=9)
+        for step in range(first + 1, last + 1):
+            meter.record(row(step))
+        meter.flush()
+        meter.close()
+        with path.open("a") as file:
+            file.write('{"step": 8, "lo')
+    assert [row["step"] for row in read_metrics(path)] == list(range(1, 10))
+    assert "step 9/9  loss 1.000" in capsys.readouterr().err
+
+
+def test_bits_per_byte_and_clock():
+    figures = validation_figures(0.6931471805599453, tokens=10, text_bytes=40)
+    assert figures["bits_per_byte"] == pytest.approx(0.25)
+    assert figures["perplexity"] == pytest.approx(2)
+    assert [clock(59.6), clock(3600), clock(61)] == ["1:00", "1:00:00", "1:01"]
+
+
+CHECKPOINT = Checkpoint(20, 160, "data", 32, 0, 2, 2, "fp32")
+
+
+def test_only_complete_checkpoints_count(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest_complete() is None
+    for step in (20, 40):
+        (tmp_path / f"step_{step:08d}").mkdir()
+        write_durably(tmp_path / f"step_{step:08d}" / "complete.json", asdict(replace(CHECKPOINT, step=step)))
+    (tmp_path / "step_00000060").mkdir()
+    (tmp_path / "step_00000080.partial").mkdir()
+    assert checkpoints.latest_complete() == replace(CHECKPOINT, step=40)
+    checkpoints.remove_incomplete()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000020", "step_00000040"]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"data_fingerprint": "other"}, "was trained on data data in sequences of 32, this run has other"),
+        ({"sequence_length": 64}, "this run has data in sequences of 64"),
+        ({"world_size": 4}, "was saved by 2 processes, this run has 4"),
+        ({"zero_stage": 3}, "saved at ZeRO stage 2 in fp32, this run has stage 3"),
+    ],
+)
+def test_checkpoint_of_another_kind_is_refused(change, line):
+    with pytest.raises(ValueError, match=line):
+        CHECKPOINT.refuse_other(replace(CHECKPOINT, **change))
