@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from spark_jobs.sources.records import Choice
     from spark_jobs.sources.units import Survey, Unit
+    from spark_jobs.tables import Stage
 
 log = logging.getLogger("corella")
 
@@ -84,13 +85,13 @@ def configuration_of(sources: list[str], choice: Choice, found: Survey) -> dict[
     }
 
 
-def write_documents(spark: SparkSession, units: Sequence[Unit], choice: Choice, stage: Any) -> dict[str, int]:
+def write_documents(spark: SparkSession, units: Sequence[Unit], choice: Choice, stage: Stage) -> dict[str, int]:
     """Read the units and write the table, each file once; returns the counts of its manifest."""
     from spark_jobs.session import step
 
     uri = stage.storage.uri
     with stage:
-        with step(spark, f"ingest: reading {_plan(units)}"):
+        with step(spark, "ingest: reading"):
             counts = _write(read(spark, units, choice), uri)
         with step(spark, "ingest: looking for files that came twice"):
             surplus = stage.staged(repeats(spark, uri), "surplus")
@@ -98,7 +99,8 @@ def write_documents(spark: SparkSession, units: Sequence[Unit], choice: Choice, 
         if repeated:
             with step(spark, f"ingest: taking out {repeated:,} files that came twice"):
                 skipped = {name: count for name, count in counts.items() if name.startswith("skipped_")}
-                counts = _rewrite(spark, stage, surplus) | skipped
+                before, counts = counts, _rewrite(spark, stage, surplus) | skipped
+            assert counts["rows"] + repeated == before["rows"], (before, counts)
         counts["repeated"] = repeated
         stage.finish(**counts)
     return counts

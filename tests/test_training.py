@@ -237,7 +237,8 @@ def test_generate_is_greedy_by_default_and_seeded_otherwise(unbroken, monkeypatc
                 break
             ids = torch.cat([ids, following], dim=1)
         assert tokenizer.decode(ids[0]) in job.stdout
-    sampled = [list(complete(model, tokenizer, "def ", temperature=1.0, samples=3, seed=seed)) for seed in (1, 1, 2)]
+    options = {"max_new_tokens": 12, "temperature": 1.0, "samples": 3}
+    sampled = [list(complete(model, tokenizer, "def ", seed=seed, **options)) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
     assert not any("<|endoftext|>" in text for text in sampled[0])
 

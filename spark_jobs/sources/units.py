@@ -23,6 +23,8 @@ LINE_ENDINGS = (".jsonl", ".ndjson", ".json")
 PACKED_LINE_ENDINGS = tuple(lines + packed for lines in LINE_ENDINGS for packed in (".gz", ".zst"))
 PARQUET_ENDINGS = (".parquet",)
 
+_DATA_SETS = (PARQUET_ENDINGS, TAR_ENDINGS, (".zip",), (".jsonl", ".ndjson", *PACKED_LINE_ENDINGS))
+
 RANGE_BYTES = 64 << 20
 
 
@@ -154,32 +156,23 @@ def _listing(found: Survey, name: str, place: str, prefix: str, choice: Choice) 
 def _deliveries(folder: str) -> list[str]:
     """The files of a folder that is a data set and no tree of files, as names below it; none if it is a tree.
 
-    A data set is a folder with Parquet files (or only with folders like `language=c` of them), or one where every
-    file is of one kind of archive or JSON lines and no folder lies between.
+    A data set is a folder whose every file is Parquet, at any depth, or where every file is of one kind of archive or
+    JSON lines and no folder lies between. Hidden files, a read-me and a licence do not count. Links to its files are
+    followed, for that is how caches of data sets are built.
     """
-    with os.scandir(folder) as entries:
-        shown = [(entry.name, entry.is_dir()) for entry in entries if entry.name[0] not in "._"]
-    folders = [name for name, is_folder in shown if is_folder]
-    names = sorted(name for name, is_folder in shown if not is_folder)
-    partitions = bool(folders) and not names and all("=" in name for name in folders)
-    if partitions or any(name.lower().endswith(PARQUET_ENDINGS) for name in names):
-        return _parquet_files(folder)
-    for endings in (TAR_ENDINGS, (".zip",), (".jsonl", ".ndjson", *PACKED_LINE_ENDINGS)):
-        if names and not folders and all(name.lower().endswith(endings) for name in names):
-            return names
-    return []
-
-
-def _parquet_files(folder: str) -> list[str]:
-    found = []
+    found: list[str] = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name[0] not in "._"]
         below = os.path.relpath(place, folder)
-        found += [
-            name if below == "." else f"{below}/{name}"
-            for name in names
-            if name.lower().endswith(PARQUET_ENDINGS) and name[0] not in "._"
-        ]
+        for name in names:
+            lower = name.lower()
+            if lower[0] in "._" or lower.startswith(("readme", "license")):
+                continue
+            kinds = _DATA_SETS if not folders and below == "." else (PARQUET_ENDINGS,)
+            first = found[0].lower() if found else lower
+            if not any(lower.endswith(kind) and first.endswith(kind) for kind in kinds):
+                return []
+            found.append(name if below == "." else f"{below}/{name}")
     return sorted(found)
 
 

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# The main job on real input: corpus -> documents -> ... -> shards -> model -> completions -> report.
+# Usage: infra/demo.sh WORKSPACE [SOURCE ...], with the environment's programs on PATH. What is done is skipped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+workspace=$1
+shift
+if [ $# -gt 0 ]; then
+  sources=(--sources "$@")
+else
+  # The Python files that every machine has: the standard library and the packages of this environment.
+  library=$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+  packages=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  sources=(--sources "$library" "$packages" --languages Python --exclude site-packages dist-packages)
+fi
+# As many processes as GPUs; on a CPU machine two.
+gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
+processes=$((gpus > 0 ? gpus : 2))
+prompt='def fibonacci(n):'
+
+number=0
+begin=$SECONDS
+stage() {
+  number=$((number + 1))
+  printf '\n[%d/9] %s  (%d min %02d s since the start)\n' "$number" "$1" $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60))
+}
+spark() { spark-submit --properties-file infra/spark/local.conf "$@" 2> >(grep -v 'incubator modules' >&2); }
+
+table() { echo "$workspace/$1"; }
+
+stage "ingest: the corpus becomes a table of documents"
+spark spark_jobs/ingest.py "${sources[@]}" --output "$(table documents)"
+stage "measure: one reading of the content"
+spark spark_jobs/measure.py --documents "$(table documents)" --output "$(table signals)"
+stage "filter: the rules"
+spark spark_jobs/filter.py --signals "$(table signals)" --output "$(table verdicts)"
+stage "dedup: exact copies and near-duplicates"
+spark spark_jobs/dedup.py --documents "$(table documents)" --signals "$(table signals)" \
+  --verdicts "$(table verdicts)" --output "$(table duplicates)"
+stage "ledger: one state a file"
+spark spark_jobs/ledger.py --documents "$(table documents)" --signals "$(table signals)" \
+  --verdicts "$(table verdicts)" --duplicates "$(table duplicates)" --output "$(table ledger)"
+stage "tokenizer: byte-level BPE on the files that survived"
+python tokenizer/train.py --documents "$(table documents)" --ledger "$(table ledger)" \
+  --vocab_size 8192 --sample_bytes 50000000 --output "$(table tokenizer)"
+stage "write_shards: tokens, split into train and validation"
+spark spark_jobs/write_shards.py --documents "$(table documents)" --ledger "$(table ledger)" \
+  --tokenizer "$(table tokenizer)" --output "$(table shards)"
+stage "train: $processes processes under DeepSpeed"
+deepspeed --num_gpus "$processes" training/train.py --config training/configs/demo.yaml \
+  --shards "$(table shards)" --output "$(table run)"
+stage "generate and report"
+python training/generate.py --model "$(table run)/export" --prompt "$prompt" "import os" "class Stack:" \
+  --output "$(table run)/completions.jsonl"
+spark spark_jobs/report.py --workspace "$workspace" --output "$workspace/report.html" --overwrite
+
+printf '\nDone in %d min %02d s.\n' $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60))
