@@ -9,6 +9,7 @@ def main(
     documents: str | None = None,
     signals: str | None = None,
     verdicts: str | None = None,
+    contaminated: str | None = None,
     threshold: float = 0.7,
     survivors: str | None = None,
     dry_run: bool = False,
@@ -21,6 +22,7 @@ def main(
         documents: table of documents, or any Parquet data with a `content` column (and `repo`, `path` if it has them).
         signals: table of signals, so that the documents need not be measured again.
         verdicts: table of verdicts; files that break a rule do not compete, and are in no duplicate.
+        contaminated: table of documents that contain benchmark tasks; they do not compete either.
         threshold: least Jaccard similarity of the sets of five-word shingles, in (0, 1].
         survivors: also write the surviving rows of the documents here, with all their columns.
         dry_run: print the plan and stop.
@@ -33,8 +35,9 @@ def main(
     from spark_jobs.rules.measurement import signals_of
     from spark_jobs.session import start_session, step
 
-    documents = steps.documents_path(documents, signals, verdicts)
-    inputs = {"documents": documents, **({"verdicts": verdicts} if verdicts else {})}
+    documents = steps.documents_path(documents, signals, verdicts, contaminated)
+    removing = {kind: path for kind, path in {"verdicts": verdicts, "contaminated": contaminated}.items() if path}
+    inputs = {"documents": documents, **removing}
     configuration = steps.configuration(threshold)
     stage = tables.Stage("duplicates", output, configuration=configuration, inputs=inputs, overwrite=overwrite)
     written = survivors and tables.Stage(
@@ -49,8 +52,8 @@ def main(
         else:
             with step(spark, "dedup: measuring the documents"):
                 measured = stage.staged(signals_of(spark, documents), "signals")
-        judged = tables.read(spark, verdicts, "verdicts") if verdicts else None
-        competing = stage.staged(steps.competitors(measured, judged), "competing")
+        judged = {kind: tables.read(spark, path, kind) for kind, path in removing.items()}
+        competing = stage.staged(steps.competitors(measured, **judged), "competing")
         duplicates = stage.staged(steps.duplicates_of(competing, documents, threshold, stage), "duplicates")
         if written:
             with written, step(spark, "dedup: writing the survivors"):

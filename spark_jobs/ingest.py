@@ -32,7 +32,8 @@ def main(
     *,
     sources: list[str],
     output: str,
-    languages: list[str] = [],  # noqa: B006
+    languages: list[str] | None = None,
+    exclude: list[str] | None = None,
     max_file_bytes: int = 10 << 20,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -43,6 +44,7 @@ def main(
         sources: folders, files, .tar[.gz|.zst], .zip, .jsonl|.json[.gz|.zst], Parquet files or folders of them.
         output: the folder of the table.
         languages: keep only files of these languages, as GitHub names them (default: of every known text language).
+        exclude: names of folders that are not entered, such as node_modules (not of folders in archives).
         max_file_bytes: larger files are counted, as oversized, and their content is left out.
         overwrite: replace what lies in `output`.
         dry_run: print what would be read, and stop.
@@ -58,7 +60,7 @@ def main(
     if max_file_bytes < 1:
         raise ValueError(f"max_file_bytes is {max_file_bytes}; it must be at least 1")
     chosen = require_known(languages) if languages else None
-    choice = Choice(max_file_bytes, frozenset(chosen) if chosen else None)
+    choice = Choice(max_file_bytes, frozenset(chosen) if chosen else None, frozenset(exclude or ()))
     begin = time.monotonic()
     found = survey(sources, choice, leave_out=output)
     log.info("found %s in %.1f s", _plan(found.units), time.monotonic() - begin)
@@ -81,6 +83,7 @@ def configuration_of(sources: list[str], choice: Choice, found: Survey) -> dict[
         "sources": sources,
         "inventory": found.inventory,
         "languages": sorted(choice.languages) if choice.languages is not None else None,
+        "exclude": sorted(choice.excluded_folders),
         "max_file_bytes": choice.max_file_bytes,
     }
 
@@ -178,7 +181,7 @@ def _rewrite(spark: SparkSession, stage: Any, surplus: DataFrame) -> dict[str, i
     placed = spark.read.parquet(table.uri).select(
         "*", F.col("_metadata.file_name").alias("_file"), F.col("_metadata.row_index").alias("_row")
     )
-    unique = placed.join(F.broadcast(surplus), ["_file", "_row"], how="left_anti")
+    unique = placed.join(surplus, ["_file", "_row"], how="left_anti")
     scratch = Storage(f"{table.uri}/{SCRATCH_NAME}/unique")
     counts = _write(unique, scratch.uri)
     for file in first:

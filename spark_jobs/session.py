@@ -21,16 +21,16 @@ REQUIRED = {
 
 @contextmanager
 def start_session(name: str) -> Iterator[SparkSession]:
-    """The session of one job, stopped at its end. Settings come from spark-submit and its properties file."""
-    logging.getLogger("py4j").setLevel(logging.WARNING)
-    builder = SparkSession.builder.appName(f"corella-{name}")
-    spark = builder.getOrCreate()
+    """The session of one job, stopped at its end unless it was there before. Settings come from spark-submit."""
+    ours = SparkSession.getActiveSession() is None
+    spark = SparkSession.builder.appName(f"corella-{name}").getOrCreate()
     for key, value in REQUIRED.items():
         spark.conf.set(key, value)
     try:
         yield spark
     finally:
-        spark.stop()
+        if ours:
+            spark.stop()
 
 
 @contextmanager

@@ -194,6 +194,7 @@ def _written(
 
 def _by_shard(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, Iterator[tuple[memoryview, bytes, int]]]]:
     """Group sorted rows by shard, streaming: a group must be read to its end before the next is asked for."""
+
     def rows() -> Iterator[tuple[int, memoryview, bytes, int]]:
         for batch in batches:
             columns = (batch.column(name) for name in ("shard", "token_ids", "file_id", "text_bytes"))

@@ -12,8 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from small_shards import make_shards, make_tokenizer
+
+from tokenizer.encode import Encoder
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "training" / "train.py"
@@ -177,10 +180,6 @@ def test_export_opens_offline_and_predicts_what_the_engine_predicted(unbroken, s
     assert held_out_loss(model, shards, 2000) == pytest.approx(expected, abs=2e-6)
     text = "def add(left, other):\n    total = left"
     ids = tokenizer(text)["input_ids"]
-    from tokenizer.encode import Encoder
-
-    import pyarrow as pa
-
     assert ids == Encoder(shards / "tokenizer").encode(pa.array([text]))[0][:-1].tolist()
     assert tokenizer.decode(ids) == text
     assert tokenizer.eos_token == "<|endoftext|>"
@@ -309,6 +308,16 @@ def alone(shards, tmp_path_factory):
     run = tmp_path_factory.mktemp("alone") / "run"
     train(shards, run, SHORT, world_size=1)
     return run
+
+
+def test_finished_run_goes_on_when_more_steps_are_asked_for(alone, shards, tmp_path):
+    run = shutil.copytree(alone, tmp_path / "run")
+    shutil.rmtree(run / "export")
+    train(shards, run, SHORT | {"max_steps": 12}, world_size=1)
+    assert [row["step"] for row in metrics(run)] == list(range(1, 13))
+    assert losses(run)[:8] == losses(alone)
+    assert json.loads((run / "summary.json").read_text())["steps"] == 12
+    assert (run / "export" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])

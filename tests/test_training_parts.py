@@ -44,7 +44,9 @@ def test_loss_is_that_of_transformers_and_weights_come_from_the_seed(architectur
 
     model, tokens = tiny(architecture), torch.arange(34).view(2, 17)
     assert token_losses(model, tokens).shape == (2, 16)
-    assert token_losses(model, tokens).mean().item() == pytest.approx(model(tokens, labels=tokens).loss.item(), abs=1e-5)
+    assert token_losses(model, tokens).mean().item() == pytest.approx(
+        model(tokens, labels=tokens).loss.item(), abs=1e-5
+    )
     same, other = tiny(architecture), tiny(architecture, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))

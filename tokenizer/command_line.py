@@ -22,6 +22,7 @@ def run(main: Callable[..., Any], argv: list[str] | None = None) -> None:
     from jsonargparse import auto_cli
 
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("py4j").setLevel(logging.WARNING)
     words = expand(sys.argv[1:] if argv is None else argv, main)
     try:
         code = auto_cli(main, as_positional=False, args=words, parser_mode="yaml")
@@ -40,7 +41,7 @@ def expand(words: Iterable[str], main: Callable[..., Any]) -> list[str]:
     """
     hints = typing.get_type_hints(main)
     kinds = {name: hints.get(name) for name in inspect.signature(main).parameters}
-    lists = {f"--{name}" for name, kind in kinds.items() if typing.get_origin(kind) is list}
+    lists = {f"--{name}" for name, kind in kinds.items() if _is_list(kind)}
     flags = {f"--{name}" for name, kind in kinds.items() if kind is bool}
     expanded: list[str] = []
     current: str | None = None
@@ -59,3 +60,8 @@ def expand(words: Iterable[str], main: Callable[..., Any]) -> list[str]:
     if current in flags:
         expanded.append("true")
     return expanded
+
+
+def _is_list(kind: Any) -> bool:
+    """Whether a parameter's type is a list, or a list or None."""
+    return any(typing.get_origin(option) is list for option in (kind, *typing.get_args(kind)))

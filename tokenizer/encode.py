@@ -7,6 +7,7 @@ documents of every encoder, and `tokenizers` takes over for good where they diff
 
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,4 +111,4 @@ def _fast_ids(tokenizer: Any, texts: pa.Array) -> list[Ids]:
     contents = texts.cast(pa.large_binary()).to_pylist()
     lists = tokenizer.encode_batch(contents, parallel=False).layout
     ids, bounds = np.asarray(lists.content.data), np.asarray(lists.offsets.data)
-    return [ids[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [ids[begin:end] for begin, end in pairwise(bounds)]

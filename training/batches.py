@@ -56,7 +56,8 @@ class Permutation:
         for number, key in enumerate(self.keys):
             this, other = number % 2, 1 - number % 2
             halves[this] = (halves[this] + _mix(halves[other] ^ key) % self.radices[this]) % self.radices[this]
-        return halves[0] * self.radices[1] + halves[1]
+        numbers = halves[0] * self.radices[1] + halves[1]
+        return numbers
 
 
 def _mix(values: Numbers) -> Numbers:

@@ -42,7 +42,7 @@ def main(
     if samples > 1 and temperature == 0:
         raise ValueError(f"{samples} samples at temperature 0 would all be the same; choose a temperature above 0")
     network, tokenizer = load(model)
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     several = len(prompt) * samples > 1
     for text in prompt:
         for number, completion in enumerate(complete(network, tokenizer, text, samples=samples, seed=seed, **options)):
@@ -95,7 +95,8 @@ def complete(
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     torch.manual_seed(seed)
     with torch.no_grad():
-        written = network.generate(
+        writer: Any = network
+        written = writer.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=max_new_tokens,
@@ -103,7 +104,7 @@ def complete(
             **sampling,
         )
     for row in written[:, inputs.shape[1] :]:
-        yield tokenizer.decode(row, skip_special_tokens=True)
+        yield str(tokenizer.decode(row, skip_special_tokens=True))
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run reached the end of this plan before."""
-        summary = self.folder.summary if self.begun else None
+        """Whether the run reached the end of this plan before, and its model is there."""
+        summary = self.folder.summary if self.begun and self.folder.export.is_dir() else None
         return summary is not None and summary["steps"] == self.plan.max_steps
 
     @property
@@ -78,7 +78,7 @@ class Job:
 
     def timed(self, seconds_per_step: float) -> "Job":
         """The job with its number of steps fixed by a measurement."""
-        steps = self.length.steps(0, seconds_per_step)
+        steps = self.length.steps(0, seconds_per_step) or 1
         return replace(self, plan=replace(self.plan, max_steps=steps, seconds_per_step=seconds_per_step))
 
     def checkpoint(self, step: int, processes: Processes) -> Checkpoint:
@@ -100,12 +100,12 @@ class Job:
         last = self.checkpoints.latest_complete() if self.begun else None
         if last is None:
             return None
-        last.refuse_other(self.checkpoint(last.step, processes))
         if last.step > self.plan.max_steps:
             raise ValueError(
                 f"{self.folder.path} has trained {last.step} steps, more than the {self.plan.max_steps} asked for; "
                 "choose another --output, or --overwrite"
             )
+        last.refuse_other(self.checkpoint(last.step, processes))
         return last
 
 

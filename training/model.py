@@ -9,9 +9,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def configuration(
-    model: Model, *, vocab_size: int, context_tokens: int, end_of_text_id: int
-) -> "PretrainedConfig":
+def configuration(model: Model, *, vocab_size: int, context_tokens: int, end_of_text_id: int) -> "PretrainedConfig":
     """The `transformers` configuration of a model.
 
     The vocabulary is exactly the tokenizer's: a padded one would train rows that no token uses and every consumer of
@@ -60,7 +58,7 @@ def build(config: "PretrainedConfig", seed: int) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.config.use_cache = False
     return model
 

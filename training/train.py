@@ -1,4 +1,4 @@
-"""Shards -> a trained model: `deepspeed training/train.py --config training/configs/demo.yaml --shards S --output RUN`."""
+"""Shards -> a trained model: `deepspeed training/train.py --config FILE.yaml --shards SHARDS --output RUN`."""
 
 import logging
 import math
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 STOPPED = 75  # exit code of a run that saved because it was asked to stop: try again (EX_TEMPFAIL), it goes on
 PROBE_SHARE = 0.04  # of the minutes to train, spent on timing steps before
 
+DEFAULTS = Recipe(Model(), Batch(), Optimizer(), Schedule(), seed=0)
 log = logging.getLogger("train")
 
 
@@ -30,11 +31,11 @@ def main(
     *,
     shards: str,
     output: str,
-    model: Model = Model(),
-    batch: Batch = Batch(),
-    optimizer: Optimizer = Optimizer(),
-    schedule: Schedule = Schedule(),
-    seed: int = 0,
+    model: Model = DEFAULTS.model,
+    batch: Batch = DEFAULTS.batch,
+    optimizer: Optimizer = DEFAULTS.optimizer,
+    schedule: Schedule = DEFAULTS.schedule,
+    seed: int = DEFAULTS.seed,
     max_steps: int | None = None,
     train_minutes: float | None = None,
     checkpoint_every: int = 500,
@@ -167,12 +168,13 @@ def loop(
 
 
 def _row(job: "Job", engine: "DeepSpeedEngine", step: int, loss: float, rate: float, seconds: float) -> "Row":
+    recipe = job.plan.recipe
     if not math.isfinite(loss):
         raise ValueError(
-            f"the loss of step {step} is {loss}; lower --optimizer.learning_rate {job.plan.recipe.optimizer.learning_rate}"
-            " and begin anew"
+            f"the loss of step {step} is {loss}; begin anew with a learning rate below "
+            f"{recipe.optimizer.learning_rate} (--optimizer.learning_rate)"
         )
-    tokens, norm = job.plan.recipe.batch.tokens, engine.get_global_grad_norm()
+    tokens, norm = recipe.batch.tokens, engine.get_global_grad_norm()
     row: Row = {
         "step": step,
         "loss": loss,
@@ -180,7 +182,7 @@ def _row(job: "Job", engine: "DeepSpeedEngine", step: int, loss: float, rate: fl
         "tokens_per_second": round(tokens / seconds, 1),
         "learning_rate": rate,
         "seconds": round(seconds, 4),
-        "epoch": round(step * job.plan.recipe.batch.sequences / job.training.windows, 6),
+        "epoch": round(step * recipe.batch.sequences / job.training.windows, 6),
     }
     return row if norm is None else row | {"gradient_norm": float(norm)}
 
@@ -226,12 +228,11 @@ def _announce(job: "Job", engine: "DeepSpeedEngine", everyone: "Processes", step
 def _parameters(job: "Job") -> int:
     """Weights of the model, counted without allocating them."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from training.model import count_parameters
+    from training.model import build, count_parameters
 
     with torch.device("meta"):
-        return count_parameters(AutoModelForCausalLM.from_config(job.plan.model_config()))
+        return count_parameters(build(job.plan.model_config(), seed=0))
 
 
 def _finish(job: "Job") -> None:

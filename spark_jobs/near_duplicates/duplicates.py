@@ -17,11 +17,11 @@ from spark_jobs.near_duplicates.verification import similar_pairs
 from spark_jobs.session import step
 
 
-def documents_path(documents: str | None, signals: str | None, verdicts: str | None) -> str:
-    """The path of the documents, which the signals know too; ValueError if the three do not belong together."""
+def documents_path(documents: str | None, signals: str | None, verdicts: str | None, contaminated: str | None) -> str:
+    """The path of the documents, which the signals know too; ValueError if the tables do not belong together."""
     if signals is None:
-        if documents is None or verdicts is not None:
-            raise ValueError("name --documents, or --signals, which --verdicts needs too")
+        if documents is None or verdicts is not None or contaminated is not None:
+            raise ValueError("name --documents, or --signals, which --verdicts and --contaminated need too")
         return documents
     record = tables.require(signals, "signals")
     if record["configuration"]["scheme"] != SCHEME:
@@ -30,6 +30,8 @@ def documents_path(documents: str | None, signals: str | None, verdicts: str | N
     tables.require_made_from(signals, documents=documents)
     if verdicts is not None:
         tables.require_made_from(verdicts, signals=signals)
+    if contaminated is not None:
+        tables.require_made_from(contaminated, documents=documents)
     return documents
 
 
@@ -50,8 +52,10 @@ def plan(documents: str, threshold: float) -> str:
     )
 
 
-def competitors(signals: DataFrame, verdicts: DataFrame | None) -> DataFrame:
-    """The documents that compete to be kept, with their `key`: those with content that no rule removes.
+def competitors(
+    signals: DataFrame, verdicts: DataFrame | None = None, contaminated: DataFrame | None = None
+) -> DataFrame:
+    """The documents that compete to be kept, with their `key`: those with content that nothing else removes.
 
     Rows of one file id, which ingest would have made one, are represented by the first of them.
     """
@@ -59,6 +63,8 @@ def competitors(signals: DataFrame, verdicts: DataFrame | None) -> DataFrame:
     if verdicts is not None:
         filtered = verdicts.where(F.size("reasons") > 0).select("file_id")
         decoded = decoded.join(filtered, "file_id", "left_anti")
+    if contaminated is not None:
+        decoded = decoded.join(contaminated.select("file_id"), "file_id", "left_anti")
     place = F.struct(*LOCATION)
     first = decoded.groupBy("file_id").agg(F.min(place).alias("first"), F.count(F.lit(1)).alias("rows"))
     repeated = first.where("rows > 1").select("file_id", "first")

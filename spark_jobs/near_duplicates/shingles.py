@@ -48,18 +48,18 @@ def _mix(value):
 
 @njit(inline="always")
 def _shingle(words, last, count):
-    """Hash of the `count` word hashes that end at number `last` of a ring of SHINGLE_WORDS; order counts."""
+    """Hash of the `count` word hashes that end at number `last` of a ring of word hashes; order counts."""
     value = np.uint64(count)
     for step in range(count):
-        value = (value ^ words[(last - count + 1 + step) % SHINGLE_WORDS]) * _MULTIPLIER
+        value = (value ^ words[(last - count + 1 + step) % len(words)]) * _MULTIPLIER
         value ^= value >> np.uint64(29)
     return _mix(value)
 
 
 @njit(nogil=True, cache=True)
-def _shingles_of(data, at, end, classes, out):
-    """Write the hashes of a document's shingles, repeats included, to `out`; return how many there are."""
-    ring = np.empty(SHINGLE_WORDS, np.uint64)
+def _shingles_of(data, at, end, classes, size, out):
+    """Write the hashes of a document's runs of `size` words, repeats included, to `out`; return how many there are."""
+    ring = np.empty(size, np.uint64)
     words = count = 0
     value, inside = np.uint64(0), False
     while at <= end:
@@ -78,14 +78,14 @@ def _shingles_of(data, at, end, classes, out):
                 value = (value ^ np.uint64(data[at + step])) * _MULTIPLIER
                 value ^= value >> np.uint64(32)
         elif inside:
-            ring[words % SHINGLE_WORDS] = value
+            ring[words % size] = value
             words += 1
             inside = False
-            if words >= SHINGLE_WORDS:
-                out[count] = _shingle(ring, words - 1, SHINGLE_WORDS)
+            if words >= size:
+                out[count] = _shingle(ring, words - 1, size)
                 count += 1
         at += width
-    if 0 < words < SHINGLE_WORDS:
+    if 0 < words < size:
         out[0] = _shingle(ring, words - 1, words)
         count = 1
     return count
@@ -109,7 +109,7 @@ def _distinct(hashes):
 def _sketch(data, offsets, classes, multipliers, addends, room, sketches, counts):
     """Sketch and number of distinct shingles of every document; `room` holds the shingles of the longest one."""
     for row in range(len(offsets) - 1):
-        found = _shingles_of(data, offsets[row], offsets[row + 1], classes, room)
+        found = _shingles_of(data, offsets[row], offsets[row + 1], classes, SHINGLE_WORDS, room)
         distinct = _distinct(room[:found])
         counts[row] = distinct
         sketch = sketches[row]
@@ -126,11 +126,11 @@ def _sketch(data, offsets, classes, multipliers, addends, room, sketches, counts
 
 
 @njit(nogil=True, cache=True)
-def _shingle_sets(data, offsets, classes, out, bounds):
+def _shingle_sets(data, offsets, classes, size, out, bounds):
     """Sorted distinct shingles of every document, end to end in `out`; `bounds` (n + 1) tell them apart."""
     for row in range(len(offsets) - 1):
         first = bounds[row]
-        found = _shingles_of(data, offsets[row], offsets[row + 1], classes, out[first:])
+        found = _shingles_of(data, offsets[row], offsets[row + 1], classes, size, out[first:])
         bounds[row + 1] = first + _distinct(out[first : first + found])
 
 
@@ -155,14 +155,14 @@ def sketches(data: Bytes, offsets: Offsets) -> tuple[Sketches, NDArray[np.int64]
     return found, counts
 
 
-def shingle_sets(data: Bytes, offsets: Offsets) -> tuple[Hashes, Offsets]:
-    """The sorted distinct 64-bit shingle hashes of documents, end to end, and their n + 1 bounds.
+def shingle_sets(data: Bytes, offsets: Offsets, size: int = SHINGLE_WORDS) -> tuple[Hashes, Offsets]:
+    """The sorted distinct 64-bit hashes of documents' runs of `size` words, end to end, and their n + 1 bounds.
 
     Memory is 4 bytes a byte of text at most while it runs.
     """
     out = np.empty((int(offsets[-1] - offsets[0]) + len(offsets)) // 2 + len(offsets), np.uint64)
     bounds = np.zeros(len(offsets), np.int64)
-    _shingle_sets(data, offsets, character_classes(), out, bounds)
+    _shingle_sets(data, offsets, character_classes(), size, out, bounds)
     return out[: bounds[-1]].copy(), bounds
 
 

@@ -49,10 +49,11 @@ BY_NAME, BY_LANGUAGE, LINK = SKIPPED
 
 @dataclass(frozen=True)
 class Choice:
-    """Which files are read: of which languages (None: all), and up to which size."""
+    """Which files are read: of which languages (None: all), up to which size, and in which folders not."""
 
     max_file_bytes: int
     languages: frozenset[str] | None = None
+    excluded_folders: frozenset[str] = frozenset()
 
     def skip(self, language: str | None, *, by_name: bool = True) -> str | None:
         """Why a file of this language is left out, None if it is read.

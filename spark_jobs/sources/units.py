@@ -139,7 +139,8 @@ def _listing(found: Survey, name: str, place: str, prefix: str, choice: Choice) 
                 if entry.name == ".git":
                     listing.is_repository = True
                 elif entry.is_dir(follow_symlinks=False):
-                    listing.folders.append(entry.name)
+                    if entry.name not in choice.excluded_folders:
+                        listing.folders.append(entry.name)
                 elif choice.skip(languages.of_name(entry.name)):
                     listing.others += 1
                 else:
