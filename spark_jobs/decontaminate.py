@@ -13,6 +13,8 @@ def main(*, documents: str, benchmarks: list[str], output: str, run_words: int =
         run_words: words in a row that must match (10 is DeepSeek-Coder's choice).
         overwrite: replace what lies there.
     """
+    import xxhash
+
     from spark_jobs import tables
     from spark_jobs.rules.contamination import contaminated_of, runs_of, tasks_of
     from spark_jobs.session import start_session, step
@@ -22,14 +24,14 @@ def main(*, documents: str, benchmarks: list[str], output: str, run_words: int =
     tables.require(documents, "documents")
     tasks = {name: text for path in benchmarks for name, text in tasks_of(path).items()}
     runs = runs_of(tasks, run_words)
-    configuration = {"run_words": run_words, "runs": runs.hashes.tolist()}
+    configuration = {"run_words": run_words, "runs": xxhash.xxh3_64_hexdigest(runs.hashes.tobytes())}
     inputs = {"documents": documents}
     stage = tables.Stage("contaminated", output, configuration=configuration, inputs=inputs, overwrite=overwrite)
     if stage.done():
         return
-    with stage, start_session("decontaminate") as spark:
-        with step(spark, f"decontaminate: looking for {len(tasks):,} tasks ({len(runs.hashes):,} runs of words)"):
-            counts = stage.write(contaminated_of(spark, documents, runs, run_words))
+    title = f"decontaminate: looking for {len(tasks):,} tasks ({len(runs.hashes):,} runs of words)"
+    with stage, start_session("decontaminate") as spark, step(spark, title):
+        counts = stage.write(contaminated_of(spark, documents, runs, run_words))
     print(f"decontaminate: {counts['rows']:,} documents contain a task; {output} names task and words")
 
 

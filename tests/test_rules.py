@@ -191,8 +191,8 @@ def test_thresholds_are_those_that_were_given(spark):
     row |= {"config_words": 1, "test_words": 0, "auto_generated_head": False, "config_or_test_head": False}
     table = signals(spark, [row])
     names = ["line_length", "mean_line_length", "alphanumeric_share", "config_or_test", "few_assignments"]
-    loose = Rules(80, 40, 0.5, 0.1, 1, 1, 7)
-    tight = Rules(79, 39.5, 0.51, 0.09, 1, 1, 8)
+    loose = Rules(40, 80, 0.5, 0.1, 1, 1, 7)
+    tight = Rules(39.5, 79, 0.51, 0.09, 1, 1, 8)
     assert verdicts_of(table, loose, "code").first().reasons == []
     reasons = verdicts_of(table, tight, "code").first().reasons
     assert [(reason.rule, reason.value, reason.threshold) for reason in reasons] == list(
@@ -229,6 +229,8 @@ def test_thresholds_out_of_bounds_are_refused(name):
     if "share" in name or "drop" in name:
         with pytest.raises(ValueError, match=r"within 0\.\.1"):
             Rules(**{name: 1.5})
+    with pytest.raises(ValueError, match=f"rules.{name} is nan"):
+        Rules(**{name: float("nan")})
     Rules(**{name: 0})
 
 

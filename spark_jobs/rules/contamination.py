@@ -1,6 +1,7 @@
 """Benchmark tasks in a corpus: runs of words that a document shares with one task and with no other.
 
-Runs that several tasks share (an import line, a usual signature) prove nothing and are left out.
+Runs that several tasks share (an import line, a usual signature), and those that are mostly numbers (test data such
+as 0 1 2 3), prove nothing and are left out.
 """
 
 import gzip
@@ -56,19 +57,25 @@ def tasks_of(path: str) -> dict[str, str]:
 
 
 def runs_of(tasks: Mapping[str, str], size: int) -> Runs:
-    """The runs of `size` words that one task alone has; a task of fewer words is its own run."""
+    """The runs of `size` words that one task alone has, at least half of them with a letter; a task of fewer words
+    is its own run."""
     owners: dict[tuple[str, ...], set[str]] = {}
     for name, text in tasks.items():
         words = re.findall(r"\w+", text)
         for first in range(max(1, len(words) - size + 1)):
             owners.setdefault(tuple(words[first : first + size]), set()).add(name)
-    unique = [(run, *names) for run, names in owners.items() if len(names) == 1 and run]
+    telling = {run: names for run, names in owners.items() if 2 * sum(map(_has_letter, run)) >= len(run) > 0}
+    unique = [(run, *names) for run, names in telling.items() if len(names) == 1]
     texts = [" ".join(run) for run, _ in unique]
     data, offsets = text_buffers(pa.array(texts, pa.large_string()))
     hashes, bounds = shingle_sets(data, offsets, size)
     assert (np.diff(bounds) == 1).all()
     order = np.argsort(hashes)
     return Runs(hashes[order], [unique[number][1] for number in order], [texts[number] for number in order])
+
+
+def _has_letter(word: str) -> bool:
+    return any(character.isalpha() for character in word)
 
 
 def contaminated_of(spark: SparkSession, documents: str, runs: Runs, size: int) -> DataFrame:

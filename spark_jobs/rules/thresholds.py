@@ -28,6 +28,6 @@ class Rules:
     def __post_init__(self) -> None:
         for field in fields(self):
             value, is_share = getattr(self, field.name), "share" in field.name or "drop" in field.name
-            if value < 0 or (is_share and value > 1):
+            if not 0 <= value <= (1 if is_share else float("inf")):
                 bound = "within 0..1" if is_share else "at least 0"
                 raise ValueError(f"rules.{field.name} is {value}; it must be {bound}")

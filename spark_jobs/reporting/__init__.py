@@ -1,0 +1,1 @@
+"""What report and explain tell: reading a workspace, bounded figures, checks, drawings, one file's story."""

@@ -1,0 +1,81 @@
+"""Small corpora with every oddity: files on disk, and tables of documents cut as a test wants them."""
+
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from spark_jobs.sources.identity import file_id
+from spark_jobs.tables import DOCUMENTS, Stage
+
+ODD_FILES = {
+    "odd/latin.py": "# Auteur : François Côté, créé à l'été\nx = y = z = a = b = 'déjà vu'\ndef f(): pass\n".encode("latin-1"),
+    "odd/wide.py": "# grüß 𝔘\nx = y = z = a = b = 1\ndef g(): pass\n".encode("utf-16"),
+    "odd/mark.py": b"\xef\xbb\xbfx = y = z = a = b = 2\ndef h(): pass\n",
+    "odd/line_ends.py": b"x = 1\r\ny = 2\rz = 3\n\x0ca = b = 4\r\ndef i(): pass",
+    "odd/special.py": b"# <|endoftext|> <fim_prefix><file_sep>\nx = y = z = a = b = 5\nfor _ in x: pass\n",
+    "odd/nul.py": b"x = 1\0\n",
+    "odd/empty.py": b"",
+    "odd/blank.py": b" \n\t\n\n",
+    "odd/noise.py": b"\xff\xfe\x00",
+    "odd/short.py": b"x = 1\n",
+    "odd/short_too.py": b"y = 1\n",
+    "odd/long_line.py": b"x = '" + b"0123456789 " * 1_900_000 + b"'\n",
+    "odd/generated.py": b"# automatically generated\n" + b"x = y = z = a = b = 1\n" * 3,
+}
+
+
+def code(draw, statements):
+    """A file that no rule removes: functions over invented names, each name with its own number."""
+    lines = []
+    for number in range(statements):
+        name, value = f"name_{draw.randrange(10**6)}", draw.randrange(10**6)
+        lines += [f"def {name}(left, right={value}):"] if number % 4 == 0 else []
+        lines += [f"    {name} = left.{draw.choice('abcdefgh')}_{draw.randrange(1000)}[{value}] + right"]
+    return "\n".join(lines) + "\n"
+
+
+def write_files(root, repositories=12, seed=0):
+    """Write a corpus of some 120 files; the names of those that are copies by construction, by their original's.
+
+    A folder is a repository. Of every tenth file there is an exact copy elsewhere, and of every tenth a near one that
+    differs in one line.
+    """
+    draw, copies, near, files = random.Random(seed), {}, {}, dict(ODD_FILES)
+    for number in range(repositories * 8):
+        name, text = f"repo{number % repositories}/file{number}.py", code(draw, draw.randrange(30, 60))
+        files[name] = text.encode()
+        if number % 10 == 0:
+            copies[name] = f"copies{number % 3}/copy_of_{number}.py"
+            files[copies[name]] = files[name]
+        if number % 10 == 5:
+            near[name] = f"near{number % 4}/like_{number}.py"
+            files[near[name]] = f"{text}changed = {number}\n".encode()
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return copies, near
+
+
+def document(content, *, repo="repo", path="file.py", **columns):
+    """A row of documents around a text; None is a file that was not decoded."""
+    row = dict.fromkeys(DOCUMENTS.names) | {"repo": repo, "path": path, "revision": "", "language": "Python"}
+    size = 0 if content is None else len(content.encode())
+    row |= {"licenses": [], "state": "binary" if content is None else "decoded", "content": content, "size": size}
+    row["file_id"] = file_id(repo, "", path, (content or "").encode())
+    return row | columns
+
+
+def write_documents(folder, rows, parts=1, rows_a_group=1000):
+    """Write rows as a finished table of documents, in so many files and row groups; how it is cut is not its identity."""
+    schema = to_arrow_schema(DOCUMENTS)
+    ids = xxhash.xxh3_64_hexdigest(b"".join(sorted(row["file_id"] for row in rows)))
+    stage = Stage("documents", str(folder), configuration={"ids": ids}, inputs={}, overwrite=False)
+    with stage:
+        for part in range(parts):
+            table = pa.Table.from_pylist(rows[part::parts], schema)
+            pq.write_table(table, folder / f"part-{part}.parquet", row_group_size=rows_a_group)
+        stage.finish(rows=len(rows))
+    return str(folder)
