@@ -27,7 +27,7 @@ PERMISSIVE, OTHER = ["MIT", "apache-2.0 "], ["MIT", "GPL-3.0-only"]
 def sketched_files():
     """Sketches over few values, so that chance puts them into common bands, and a band of equal ones above HUBS."""
     draw = np.random.default_rng(3)
-    sketches = draw.integers(0, 4, (200, PERMUTATIONS), dtype=np.uint32)
+    sketches = draw.integers(0, 3, (100, PERMUTATIONS), dtype=np.uint32)
     sketches[:70] = sketches[0]
     keys = [bytes(draw.bytes(KEY_BYTES)) for _ in sketches]
     return keys, sketches, draw.choice([70, 100, 101], len(sketches)).tolist()
@@ -224,7 +224,7 @@ def test_survivors_are_those_of_brute_force_however_the_documents_are_cut(spark,
     decoded = {row["file_id"] for row in rows if row["content"] is not None}
     assert decoded - {row["file_id"] for row in duplicates} == expected
     kinds = Counter(row["kind"] for row in duplicates)
-    assert kinds["exact"] > 15
+    assert kinds["exact"] > 5
     assert kinds["near"] > 40
     assert manifest(str(output))["exact"] == kinds["exact"]
 

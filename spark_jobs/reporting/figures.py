@@ -1,10 +1,13 @@
 """Tables -> the figures of the report. Every result is bounded: by states, languages, rules, or a top-k."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyspark.sql import DataFrame, Row, Window
 from pyspark.sql import functions as F
+
+from spark_jobs.reporting.funnel import steps_of
+from spark_jobs.rules.states import KEPT
 
 CLUSTERS = 20
 MEMBERS = 10
@@ -124,3 +127,23 @@ def added_up(rows: list[Row], *keys: str) -> Mapping[tuple[str | None, ...], Map
         for name in sum_:
             sum_[name] += row[name]
     return sums
+
+
+def summed_up(by_kind: list[Row]) -> dict[str, Any]:
+    """What the counts of `files_by_kind` add up to: the total, the funnel, the splits and the languages."""
+    nothing = {"files": 0, "bytes": 0, "tokens": 0}
+    states = {str(state): sums for (state,), sums in added_up(by_kind, "state").items()}
+    by_split = added_up([row for row in by_kind if row.split is not None], "split")
+    kept = added_up([row for row in by_kind if row.state == KEPT], "language")
+    languages = [
+        {"language": language, **sums, "kept": kept.get((language,), nothing)}
+        for (language,), sums in added_up(by_kind, "language").items()
+    ]
+    return {
+        "total": added_up(by_kind).get((), nothing),
+        "states": states,
+        "kept": states.get(KEPT, nothing),
+        "steps": steps_of(states),
+        "splits": {split: sums for (split,), sums in sorted(by_split.items())},
+        "languages": sorted(languages, key=lambda row: (-row["files"], row["language"] or "")),
+    }

@@ -88,7 +88,7 @@ def _check_removals(
     kept = found["ledger"].where(F.col("state") == KEPT).select(F.col("file_id").alias("kept_file_id"))
     proven = found["duplicates"].join(kept, "kept_file_id", "left_semi").count()
     broken = found["verdicts"].where(F.size("reasons") > 0).count()
-    return [
+    checks = [
         Check("Files that break a rule are filtered", {"verdicts": broken, "ledger": filtered}),
         Check("Exact copies", {"duplicates": kinds["exact"], "ledger": files("exact copy")}),
         Check("Near-duplicates", {"duplicates": kinds["near"], "ledger": files("near-duplicate")}),
@@ -98,6 +98,11 @@ def _check_removals(
             | {"manifest of duplicates": manifests["duplicates"]["rows"]},
         ),
     ]
+    if "contaminated" in found:
+        contaminated = found["ledger"].where("state = 'contaminated'")
+        named = contaminated.join(found["contaminated"], "file_id", "left_semi").count()
+        checks.append(Check("Contaminated files name a task", {"names one": named, "ledger": files("contaminated")}))
+    return checks
 
 
 def check_shards(by_kind: list[Row], ledger: DataFrame, places: DataFrame, index: ShardIndex) -> list[Check]:
@@ -109,6 +114,7 @@ def check_shards(by_kind: list[Row], ledger: DataFrame, places: DataFrame, index
     rows = places.select(F.count(F.lit(1)).alias("rows"), F.count_distinct("file_id").alias("ids")).first()
     assert rows is not None
     sides = places.join(ledger, "file_id").groupBy("repo").agg(F.count_distinct("split").alias("splits"))
+    on_both = sides.where("splits > 1").count()
     return [
         Check(
             "The kept files are the rows of the shards",
@@ -116,14 +122,17 @@ def check_shards(by_kind: list[Row], ledger: DataFrame, places: DataFrame, index
             | {"index": sum(shard.rows for shard in index.shards)},
         ),
         Check("Tokens", {"rows of the shards": tokens, "index": sum(shard.tokens for shard in index.shards)}),
-        Check("No repository is both trained on and held out", {"on both": sides.where("splits > 1").count(), "": 0}),
+        Check(
+            "No repository is both trained on and held out",
+            {"on both": on_both, "allowed": 0},
+        ),
     ]
 
 
 def require_all(checks: Iterable[Check]) -> None:
     """RuntimeError if a check does not hold, with the counts of all that do not."""
     faults = [
-        f"{check.statement}: {', '.join(f'{count:,} {where}' for where, count in check.counts.items() if where)}"
+        f"{check.statement}: {', '.join(f'{count:,} {where}' for where, count in check.counts.items())}"
         for check in checks
         if not check.holds
     ]

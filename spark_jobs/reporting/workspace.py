@@ -91,13 +91,11 @@ class Workspace:
 
     def fingerprint(self) -> str:
         """Identity of all that a report tells: of the tables, the shards and the files of the run."""
-        digest = xxhash.xxh3_128()
-        for kind in self.manifests:
-            digest.update(tables.fingerprint(self.path(kind)))
-        if self.shards:
-            digest.update(json.dumps([shard.xxh3_128 for shard in self.shards.shards]))
-        for name, data in self.run_files.items():
-            digest.update(f"{name}:{len(data)}:")
-            digest.update(data)
-        digest.update(json.dumps(self.configurations, sort_keys=True))
-        return digest.hexdigest()
+        shards = self.shards.shards if self.shards else ()
+        parts = [
+            {kind: tables.fingerprint(self.path(kind)) for kind in self.manifests},
+            [shard.xxh3_128 for shard in shards],
+            {name: xxhash.xxh3_128_hexdigest(data) for name, data in self.run_files.items()},
+            self.configurations,
+        ]
+        return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
