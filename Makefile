@@ -3,11 +3,12 @@
 PYTHON    ?= python3
 WORKSPACE ?= workspace
 SOURCES   ?=
+TRAIN_OPTIONS ?=
 VENV      := .venv
 BIN       := $(VENV)/bin
 READY     := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow lint format package bench clean
+.PHONY: help setup demo test test-slow lint format package clean
 
 help:       ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -24,7 +25,7 @@ $(READY): constraints.txt setup.cfg pyproject.toml
 	@touch $(READY)
 
 demo: setup  ## raw files to a model that completes code; SOURCES= and WORKSPACE= name your own
-	@PATH="$(abspath $(BIN)):$$PATH" infra/demo.sh "$(WORKSPACE)" $(SOURCES)
+	@PATH="$(abspath $(BIN)):$$PATH" TRAIN_OPTIONS="$(TRAIN_OPTIONS)" infra/demo.sh "$(WORKSPACE)" $(SOURCES)
 
 test: setup  ## the tests
 	$(BIN)/python -m pytest -m "not slow"

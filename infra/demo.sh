@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The main job on real input: corpus -> documents -> ... -> shards -> model -> completions -> report.
 # Usage: infra/demo.sh WORKSPACE [SOURCE ...], with the environment's programs on PATH. What is done is skipped.
+# TRAIN_OPTIONS adds to the command line of training/train.py, for instance "--train_minutes 60".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -48,8 +49,10 @@ stage "write_shards: tokens, split into train and validation"
 spark spark_jobs/write_shards.py --documents "$(table documents)" --ledger "$(table ledger)" \
   --tokenizer "$(table tokenizer)" --output "$(table shards)"
 stage "train: $processes processes under DeepSpeed"
-deepspeed --num_gpus "$processes" training/train.py --config training/configs/demo.yaml \
-  --shards "$(table shards)" --output "$(table run)"
+port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+# shellcheck disable=SC2086
+deepspeed --num_gpus "$processes" --master_port "$port" training/train.py --config training/configs/demo.yaml \
+  --shards "$(table shards)" --output "$(table run)" ${TRAIN_OPTIONS:-}
 stage "generate and report"
 python training/generate.py --model "$(table run)/export" --prompt "$prompt" "import os" "class Stack:" \
   --output "$(table run)/completions.jsonl"

@@ -20,6 +20,9 @@ from spark_jobs.tables import Storage
 
 BATCH_BYTES = 16 << 20
 
+# Packed bytes that are worth a task of their own.
+TASK_BYTES = 2 << 20
+
 # Where a row of a table lies.
 LOCATION = ("part", "row_group", "row")
 _ROW_GROUPS = "part string, row_group int, rows array<int>"
@@ -37,10 +40,11 @@ class Piece(NamedTuple):
 def row_groups(spark: SparkSession, path: str) -> DataFrame:
     """One row a row group of the Parquet data at `path`, spread over the workers. The footers are read there too."""
     storage = Storage(path)
-    parts = [(file.path[len(storage.root) :].lstrip("/"),) for file in storage.files()]
-    if not parts:
+    files = storage.files()
+    if not files:
         raise ValueError(f"{path} holds no Parquet files")
-    tasks = _tasks(spark)
+    parts = [(file.path[len(storage.root) :].lstrip("/"),) for file in files]
+    tasks = min(_tasks(spark), 1 + sum(file.size for file in files) // TASK_BYTES)
     uri = storage.uri
 
     def expand(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -53,8 +57,8 @@ def row_groups(spark: SparkSession, path: str) -> DataFrame:
                     names=["part", "row_group", "rows"],
                 )
 
-    files = spark.createDataFrame(parts, "part string").repartition(min(len(parts), tasks))
-    return files.mapInArrow(expand, _ROW_GROUPS).repartition(tasks)
+    listed = spark.createDataFrame(parts, "part string").repartition(min(len(parts), tasks))
+    return listed.mapInArrow(expand, _ROW_GROUPS).repartition(tasks)
 
 
 _ROW_GROUP_TYPES = (pa.string(), pa.int32(), pa.list_(pa.int32()))

@@ -40,11 +40,16 @@ def main(
     inputs = {"documents": documents, **removing}
     configuration = steps.configuration(threshold)
     stage = tables.Stage("duplicates", output, configuration=configuration, inputs=inputs, overwrite=overwrite)
-    written = survivors and tables.Stage(
-        "survivors", survivors, configuration=configuration, inputs=inputs, overwrite=overwrite
+    written = (
+        tables.Stage("survivors", survivors, configuration=configuration, inputs=inputs, overwrite=overwrite)
+        if survivors
+        else None
     )
     print(steps.plan(documents, threshold))
-    if dry_run or (stage.done() and (not written or written.done())):
+    if dry_run:
+        return
+    standing = [each.done() for each in (stage, written) if each]  # asked of both: each refuses what is not ours
+    if all(standing):
         return
     with stage, start_session("dedup") as spark:
         if signals:

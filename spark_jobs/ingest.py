@@ -4,8 +4,6 @@ The driver cuts the sources into units of work and never holds the names of file
 Folders, single files, tar and zip archives, JSON lines and Parquet are read; see spark_jobs/sources/.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -77,7 +75,7 @@ def main(
     return 0
 
 
-def configuration_of(sources: list[str], choice: Choice, found: Survey) -> dict[str, Any]:
+def configuration_of(sources: list[str], choice: "Choice", found: "Survey") -> dict[str, Any]:
     """All that decides the rows of the table: the sources as they were named, the files they held, the choice."""
     return {
         "sources": sources,
@@ -88,7 +86,9 @@ def configuration_of(sources: list[str], choice: Choice, found: Survey) -> dict[
     }
 
 
-def write_documents(spark: SparkSession, units: Sequence[Unit], choice: Choice, stage: Stage) -> dict[str, int]:
+def write_documents(
+    spark: "SparkSession", units: "Sequence[Unit]", choice: "Choice", stage: "Stage"
+) -> dict[str, int]:
     """Read the units and write the table, each file once; returns the counts of its manifest."""
     from spark_jobs.session import step
 
@@ -109,7 +109,7 @@ def write_documents(spark: SparkSession, units: Sequence[Unit], choice: Choice, 
     return counts
 
 
-def read(spark: SparkSession, units: Sequence[Unit], choice: Choice) -> DataFrame:
+def read(spark: "SparkSession", units: "Sequence[Unit]", choice: "Choice") -> "DataFrame":
     """The files of the units as rows of documents, and rows without `file_id` that count what was left out."""
     from functools import partial
 
@@ -129,7 +129,7 @@ def read(spark: SparkSession, units: Sequence[Unit], choice: Choice) -> DataFram
     return work.repartitionById(max(tasks, default=0) + 1, "task").mapInArrow(kernel, schema)
 
 
-def _write(rows: DataFrame, uri: str) -> dict[str, int]:
+def _write(rows: "DataFrame", uri: str) -> dict[str, int]:
     """Write the documents among the rows; the counts are observed in the writing tasks, each once."""
     from pyspark.sql import Observation
     from pyspark.sql import functions as F
@@ -152,7 +152,7 @@ def _write(rows: DataFrame, uri: str) -> dict[str, int]:
     return dict(observation.get)
 
 
-def repeats(spark: SparkSession, uri: str) -> DataFrame:
+def repeats(spark: "SparkSession", uri: str) -> "DataFrame":
     """Where in the written files the rows stand whose `file_id` another row has too, all but one of each.
 
     Kept is the row whose source comes first; if one source was given twice its rows differ in nothing. Only ids and
@@ -171,7 +171,7 @@ def repeats(spark: SparkSession, uri: str) -> DataFrame:
     )
 
 
-def _rewrite(spark: SparkSession, stage: Any, surplus: DataFrame) -> dict[str, int]:
+def _rewrite(spark: "SparkSession", stage: Any, surplus: "DataFrame") -> dict[str, int]:
     """Write the table again without the surplus rows, in the same folder, and return its counts."""
     from pyspark.sql import functions as F
 
@@ -191,12 +191,12 @@ def _rewrite(spark: SparkSession, stage: Any, surplus: DataFrame) -> dict[str, i
     return counts
 
 
-def _plan(units: Sequence[Unit]) -> str:
+def _plan(units: "Sequence[Unit]") -> str:
     files, size_bytes = sum(unit.files for unit in units), sum(unit.size_bytes for unit in units)
     return f"{files:,} files, {size_bytes / 1e6:,.1f} MB, in {len(units):,} units"
 
 
-def _print_plan(found: Survey) -> None:
+def _print_plan(found: "Survey") -> None:
     by_kind: dict[str, list[Unit]] = {}
     for unit in found.units:
         by_kind.setdefault(f"{unit.source} ({unit.kind})", []).append(unit)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pyspark import StatusTracker
 from pyspark.sql import SparkSession
 
 log = logging.getLogger("corella")
@@ -69,7 +70,7 @@ def _report(spark: SparkSession, title: str, every_seconds: float, stop: threadi
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _progress_line(tracker, title: str, begins: dict[int, float]) -> str:
+def _progress_line(tracker: StatusTracker, title: str, begins: dict[int, float]) -> str:
     """One line over the active stages; the time left assumes that tasks go on as they went."""
     stages = [info for number in tracker.getActiveStageIds() if (info := tracker.getStageInfo(number))]
     if not stages:

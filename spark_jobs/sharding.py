@@ -65,7 +65,7 @@ def layout_of(kept: DataFrame, validation_share: float, shard_bytes: int, seed: 
     tenth of everything is never held out.
     """
     repos = kept.groupBy("repo").agg(F.sum("size").alias("size"))
-    total = kept.agg(F.sum("size")).first()[0] or 0
+    total = kept.agg(F.sum("size")).collect()[0][0] or 0
     wanted = total * validation_share
     order = F.xxhash64(F.lit(seed), "repo")
     fitting = repos.where(F.col("size") <= wanted * 1.5).orderBy(order, "repo").limit(MAX_HELD_OUT)

@@ -7,6 +7,7 @@ and skips what is already done. Paths without a scheme are local (or shared) fol
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ class Storage:
     """A folder on any file system that pyarrow knows, for the few small files that the driver reads and writes."""
 
     def __init__(self, path: str) -> None:
-        self.uri = path if "://" in path else Path(path).absolute().as_uri()
+        self.uri = path if "://" in path else Path(os.path.abspath(path)).as_uri()
         self.filesystem, self.root = arrow_fs.FileSystem.from_uri(self.uri)
 
     def exists(self, name: str = "") -> bool:
@@ -205,6 +206,15 @@ def require_made_from(table: str, **inputs: str) -> None:
             raise ValueError(f"{table} was not made from the {name} {path}; make it again from them")
 
 
+def require_apart(output: str, inputs: Mapping[str, str]) -> None:
+    """Refuse an output that lies in one of its inputs, or they in it: writing one would change or delete the other."""
+    ours = f"{Storage(output).uri}/"
+    for name, path in inputs.items():
+        theirs = f"{Storage(path).uri}/"
+        if ours.startswith(theirs) or theirs.startswith(ours):
+            raise ValueError(f"the output {output} and the {name} {path} lie in one another; name another output")
+
+
 class Stage:
     """One job's output: skipped when it is done, refused when something else lies there, absent when it fails.
 
@@ -227,6 +237,7 @@ class Stage:
         inputs: Mapping[str, str],
         overwrite: bool,
     ) -> None:
+        require_apart(output, inputs)
         self.kind, self.output, self.storage = kind, output, Storage(output)
         self.overwrite = overwrite
         self.record = {

@@ -296,6 +296,6 @@ def test_a_finished_run_is_skipped_and_nothing_foreign_is_touched(spark, tmp_pat
     job(survivors=str(tmp_path / "survivors"))
     assert pq.read_table(tmp_path / "survivors").num_rows == 1
     assert read(tmp_path / "out") == first
-    with pytest.raises(ValueError, match="documents"):
+    with pytest.raises(ValueError, match="lie in one another"):
         dedup.main(documents=documents, output=documents, overwrite=True)
     assert pq.read_table(documents).num_rows == 3

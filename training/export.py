@@ -1,7 +1,7 @@
 """The last checkpoint of a run -> a Hugging Face folder that opens offline: weights, tokenizer, model card.
 
 Works from the files alone, at any ZeRO stage and number of processes, so a run that is still training can be
-exported beside it. Costs the memory of the optimizer state (12 bytes a parameter) on one machine.
+exported beside it. Costs the memory of the weights on one machine; at stage 3 that of the optimizer state, too.
 """
 
 import json
@@ -50,16 +50,20 @@ def export(folder: RunFolder, target: Path) -> None:
 
 
 def read_weights(checkpoints: Path, checkpoint: Checkpoint) -> dict[str, "torch.Tensor"]:
-    """The fp32 weights of a checkpoint, put together from the parts of all processes."""
+    """The weights of a checkpoint: below stage 3 as the module held them, else put together from all parts in fp32."""
     import contextlib
     import io
 
+    import torch
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+    weights: dict[str, torch.Tensor]
+    if checkpoint.zero_stage < 3:
+        path = checkpoints / checkpoint.name / "mp_rank_00_model_states.pt"
+        weights = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["module"]
+        return weights
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        weights: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(
-            str(checkpoints), tag=checkpoint.name
-        )
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoints), tag=checkpoint.name)
     return weights
 
 

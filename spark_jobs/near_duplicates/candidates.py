@@ -88,7 +88,9 @@ def _pairs_of_bands(batches: Iterable[pa.RecordBatch], threshold: float) -> Iter
 
 
 @njit(nogil=True, cache=True)
-def _pair_rows(digests, shingles, remembered, threshold):
+def _pair_rows(
+    digests: NDArray[np.int64], shingles: NDArray[np.int32], remembered: int, threshold: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Row numbers (hub, member) of the pairs whose member is not among the first `remembered` rows, which are hubs
     of an earlier batch; and the hubs of the last band."""
     left, right = [np.int64(0) for _ in range(0)], [np.int64(0) for _ in range(0)]
@@ -101,8 +103,8 @@ def _pair_rows(digests, shingles, remembered, threshold):
         for hub in range(first, min(row, first + HUBS)):
             fewer, more = min(shingles[hub], shingles[row]), max(shingles[hub], shingles[row])
             if fewer >= threshold * more:
-                left.append(hub)
-                right.append(row)
+                left.append(np.int64(hub))
+                right.append(np.int64(row))
     last = len(digests)
     return np.array(left), np.array(right), np.arange(first, min(last, first + HUBS))
 

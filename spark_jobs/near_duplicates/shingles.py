@@ -37,7 +37,7 @@ def permutations() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
 
 
 @njit(inline="always")
-def _mix(value):
+def _mix(value: np.uint64) -> np.uint64:
     """MurmurHash3's 64-bit finaliser: every bit of the result depends on every bit of the value."""
     value ^= value >> np.uint64(33)
     value *= _FINAL_1
@@ -47,7 +47,7 @@ def _mix(value):
 
 
 @njit(inline="always")
-def _shingle(words, last, count):
+def _shingle(words: Hashes, last: int, count: int) -> np.uint64:
     """Hash of the `count` word hashes that end at number `last` of a ring of word hashes; order counts."""
     value = np.uint64(count)
     for step in range(count):
@@ -57,7 +57,7 @@ def _shingle(words, last, count):
 
 
 @njit(nogil=True, cache=True)
-def _shingles_of(data, at, end, classes, size, out):
+def _shingles_of(data: Bytes, at: int, end: int, classes: Bytes, size: int, out: Hashes) -> int:
     """Write the hashes of a document's runs of `size` words, repeats included, to `out`; return how many there are."""
     ring = np.empty(size, np.uint64)
     words = count = 0
@@ -92,7 +92,7 @@ def _shingles_of(data, at, end, classes, size, out):
 
 
 @njit(inline="always")
-def _distinct(hashes):
+def _distinct(hashes: Hashes) -> int:
     """Sort in place, move the distinct values to the front and return how many there are."""
     if len(hashes) == 0:
         return 0
@@ -106,7 +106,16 @@ def _distinct(hashes):
 
 
 @njit(nogil=True, cache=True)
-def _sketch(data, offsets, classes, multipliers, addends, room, sketches, counts):
+def _sketch(
+    data: Bytes,
+    offsets: Offsets,
+    classes: Bytes,
+    multipliers: NDArray[np.uint32],
+    addends: NDArray[np.uint32],
+    room: Hashes,
+    sketches: Sketches,
+    counts: Offsets,
+) -> None:
     """Sketch and number of distinct shingles of every document; `room` holds the shingles of the longest one."""
     for row in range(len(offsets) - 1):
         found = _shingles_of(data, offsets[row], offsets[row + 1], classes, SHINGLE_WORDS, room)
@@ -126,7 +135,7 @@ def _sketch(data, offsets, classes, multipliers, addends, room, sketches, counts
 
 
 @njit(nogil=True, cache=True)
-def _shingle_sets(data, offsets, classes, size, out, bounds):
+def _shingle_sets(data: Bytes, offsets: Offsets, classes: Bytes, size: int, out: Hashes, bounds: Offsets) -> None:
     """Sorted distinct shingles of every document, end to end in `out`; `bounds` (n + 1) tell them apart."""
     for row in range(len(offsets) - 1):
         first = bounds[row]
@@ -167,7 +176,7 @@ def shingle_sets(data: Bytes, offsets: Offsets, size: int = SHINGLE_WORDS) -> tu
 
 
 @njit(nogil=True, cache=True)
-def _intersections(hashes, bounds, left, right, out):
+def _intersections(hashes: Hashes, bounds: Offsets, left: Offsets, right: Offsets, out: NDArray[np.float64]) -> None:
     for pair in range(len(left)):
         a, a_end = bounds[left[pair]], bounds[left[pair] + 1]
         b, b_end = bounds[right[pair]], bounds[right[pair] + 1]

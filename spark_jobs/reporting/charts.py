@@ -38,20 +38,22 @@ def axis(low: float, high: float, begin: float, end: float, ticks: int = 6) -> A
     return Axis(values[0], values[-1], begin, end, values)
 
 
-def funnel_chart(total: tuple[int, int], steps: Sequence[Step], splits: Sequence[tuple[str, int, int]]) -> list[Any]:
+def funnel_chart(total: tuple[int, int], steps: Sequence[Step], splits: Sequence[tuple[str, Any]]) -> list[Any]:
     """Rows of two bars, files and bytes: what a step took away (from `lost_x` on) after what it left.
 
     Args:
         total: files and bytes in.
         steps: the removals.
-        splits: name, files and bytes of the splits that the kept files went to.
+        splits: name of each split that the kept files went to, and its sums of files, bytes and tokens.
     """
     panels = ((216, 250), (590, 250))
     files_left, bytes_left = (steps[-1].files_left, steps[-1].bytes_left) if steps else total
     rows = [("in", "files in", total, total)]
     rows += [(step.stage, step.state, (step.files, step.bytes), (step.files_left, step.bytes_left)) for step in steps]
     rows.append(("kept", "kept", (files_left, bytes_left), (files_left, bytes_left)))
-    rows += [(split, split, (files, size), (files, size)) for split, files, size in splits]
+    for split, sums in splits:
+        amounts = (sums["files"], sums["bytes"])
+        rows.append((split, split, amounts, amounts))
     drawn = []
     for number, (kind, label, amounts, left) in enumerate(rows):
         whole = kind not in {step.stage for step in steps}

@@ -83,10 +83,11 @@ def _check_removals(
         return states.get(state, {"files": 0})["files"]
 
     filtered = sum(sums["files"] for state, sums in states.items() if (state or "").startswith("filtered: "))
-    kinds = dict.fromkeys(("exact", "near"), 0)
-    kinds |= {row.kind: row["count"] for row in found["duplicates"].groupBy("kind").count().collect()}
-    kept = found["ledger"].where(F.col("state") == KEPT).select(F.col("file_id").alias("kept_file_id"))
-    proven = found["duplicates"].join(kept, "kept_file_id", "left_semi").count()
+    kept = found["ledger"].where(F.col("state") == KEPT).select(F.col("file_id").alias("kept_file_id"), "state")
+    twins = found["duplicates"].select("kind", "kept_file_id").join(kept, "kept_file_id", "left")
+    by_kind = twins.groupBy("kind").agg(F.count(F.lit(1)).alias("files"), F.count("state").alias("proven")).collect()
+    kinds = {"exact": 0, "near": 0} | {row.kind: row.files for row in by_kind}
+    proven = sum(row.proven for row in by_kind)
     broken = found["verdicts"].where(F.size("reasons") > 0).count()
     checks = [
         Check("Files that break a rule are filtered", {"verdicts": broken, "ledger": filtered}),
@@ -111,20 +112,33 @@ def check_shards(by_kind: list[Row], ledger: DataFrame, places: DataFrame, index
     kept = sum(sum_["files"] for (state, _), sum_ in sums.items() if state == KEPT)
     tokens = sum(sum_["tokens"] for sum_ in sums.values())
     placed = sum(sum_["files"] for (state, split), sum_ in sums.items() if state == KEPT and split)
-    rows = places.select(F.count(F.lit(1)).alias("rows"), F.count_distinct("file_id").alias("ids")).first()
-    assert rows is not None
-    sides = places.join(ledger, "file_id").groupBy("repo").agg(F.count_distinct("split").alias("splits"))
-    on_both = sides.where("splits > 1").count()
+    repositories = (
+        places.join(ledger.select("file_id", "repo"), "file_id", "left")
+        .groupBy("repo")
+        .agg(
+            F.count(F.lit(1)).alias("rows"),
+            F.count_distinct("file_id").alias("ids"),
+            F.count_distinct("split").alias("splits"),
+        )
+    )
+    on_both = F.count_if(F.col("splits") > 1).alias("on_both")
+    counted = repositories.agg(F.sum("rows").alias("rows"), F.sum("ids").alias("ids"), on_both).first()
+    assert counted is not None
     return [
         Check(
             "The kept files are the rows of the shards",
-            {"kept": kept, "kept and in a shard": placed, "rows": rows["rows"], "distinct ids": rows["ids"]}
+            {
+                "kept": kept,
+                "kept and in a shard": placed,
+                "rows": counted["rows"] or 0,
+                "distinct ids": counted["ids"] or 0,
+            }
             | {"index": sum(shard.rows for shard in index.shards)},
         ),
         Check("Tokens", {"rows of the shards": tokens, "index": sum(shard.tokens for shard in index.shards)}),
         Check(
             "No repository is both trained on and held out",
-            {"on both": on_both, "allowed": 0},
+            {"on both": counted["on_both"], "allowed": 0},
         ),
     ]
 

@@ -19,7 +19,7 @@ def character_classes() -> NDArray[np.uint8]:
 
 
 @njit(inline="always")
-def decode(data, at):
+def decode(data: NDArray[np.uint8], at: int) -> tuple[np.uint32, int]:
     """The code point that starts at `data[at]` of valid UTF-8, and how many bytes it takes."""
     lead = np.uint32(data[at])
     if lead < 0x80:

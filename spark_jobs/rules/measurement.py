@@ -53,7 +53,7 @@ def _masked(values: pa.Array, without: np.ndarray) -> pa.Array:
 
 def _hashes(data: np.ndarray, offsets: np.ndarray) -> pa.Array:
     """xxh3-128 of each document's exact bytes."""
-    view = memoryview(data)
+    view = data.data
     bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
     return pa.array([xxhash.xxh3_128_digest(view[begin:end]) for begin, end in bounds], pa.binary())
 

@@ -1,5 +1,7 @@
 """The identity of a file: the same on every machine and in every delivery, never a position."""
 
+from collections.abc import Iterable
+
 import xxhash
 
 
@@ -11,7 +13,9 @@ def file_id(repo: str, revision: str, path: str, content: bytes | memoryview) ->
     return streamed_file_id(repo, revision, path, len(content), [content])
 
 
-def streamed_file_id(repo: str, revision: str, path: str, size_bytes: int, blocks) -> bytes:
+def streamed_file_id(
+    repo: str, revision: str, path: str, size_bytes: int, blocks: Iterable[bytes | memoryview]
+) -> bytes:
     """`file_id` of content that arrives in blocks of `size_bytes` altogether, for files too large to hold."""
     digest = xxhash.xxh3_128()
     for field in (repo, revision, path):
