@@ -91,7 +91,7 @@ def _count(
 
 
 @njit(inline="always")
-def _ends_line(code: np.uint32) -> bool:
+def _ends_line(code: np.uint32) -> np.bool | bool:
     r"""Where `str.splitlines` ends a line: \n \v \f \r, the separators 1C-1E, NEL, and two of Unicode's own."""
     return (10 <= code <= 13) or (0x1C <= code <= 0x1E) or code == 0x85 or code == 0x2028 or code == 0x2029
 
