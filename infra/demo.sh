@@ -20,6 +20,11 @@ gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
 processes=$((gpus > 0 ? gpus : 2))
 prompt='def fibonacci(n):'
 
+hint() {
+  echo "The demo stopped. To begin anew, name another WORKSPACE= or remove $workspace." >&2
+}
+trap hint ERR
+
 number=0
 begin=$SECONDS
 stage() {

@@ -64,11 +64,11 @@ def main(
             with written, step(spark, "dedup: writing the survivors"):
                 kept = written.write(steps.survivors_of(competing, duplicates, documents))
                 print(f"dedup: {kept['rows']:,} survivors in {survivors}")
+        entered = competing.count()
         counts = stage.write(duplicates, counts={"exact": F.count_if(F.col("kind") == "exact")})
-        near = counts["rows"] - counts["exact"]
-        print(
-            f"dedup: removed {counts['exact']:,} exact copies and {near:,} near-duplicates; {output} names their twins"
-        )
+    near = counts["rows"] - counts["exact"]
+    print(f"dedup: of {entered:,} documents that have content and break no rule, {counts['exact']:,} are exact copies")
+    print(f"dedup: and {near:,} near-duplicates of kept ones; {output} names their twins")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,9 @@
 """One file's story: what became of it, why, and how one can see that."""
 
-from __future__ import annotations
-
 import shutil
 import sys
-from typing import TYPE_CHECKING
 
 from tokenizer.command_line import run
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
 
 
 def main(*, workspace: str, path: str | None = None, file_id: str | None = None, lines: int = 60) -> int:
@@ -21,6 +15,8 @@ def main(*, workspace: str, path: str | None = None, file_id: str | None = None,
         file_id: its id in hexadecimal digits, or the first of them.
         lines: most lines of a comparison with the file that it was removed for.
     """
+    from spark_jobs.reporting import lookup, story
+    from spark_jobs.reporting.workspace import Workspace
     from spark_jobs.session import start_session
 
     if path is None and file_id is None:
@@ -28,27 +24,19 @@ def main(*, workspace: str, path: str | None = None, file_id: str | None = None,
     if lines < 0:
         raise ValueError(f"lines is {lines}; it must be at least 0")
     with start_session("explain") as spark:
-        return explain(spark, workspace, path, file_id, lines)
-
-
-def explain(spark: SparkSession, workspace: str, path: str | None, file_id: str | None, lines: int = 60) -> int:
-    """Print the story of the one file that matches; returns the exit code."""
-    from spark_jobs.reporting import lookup, story
-    from spark_jobs.reporting.workspace import Workspace
-
-    folder = Workspace(workspace)
-    width = max(80, shutil.get_terminal_size((120, 24)).columns)
-    found = lookup.candidates(folder.table(spark, "ledger"), path, file_id)
-    if not found:
-        wanted = " and ".join(repr(text) for text in (path, file_id) if text is not None)
-        print(f"no file of {workspace} matches {wanted}", file=sys.stderr)
-        return 1
-    if len(found) > 1:
-        print("\n".join(story.listed(found)))
-        return 1
-    facts = lookup.facts_of(spark, folder, found[0])
-    print("\n".join(story.told(facts, lines, width)))
-    return 0
+        folder = Workspace(workspace)
+        width = max(80, shutil.get_terminal_size((120, 24)).columns)
+        found = lookup.candidates(folder.table(spark, "ledger"), path, file_id)
+        if not found:
+            wanted = " and ".join(repr(text) for text in (path, file_id) if text is not None)
+            print(f"no file of {workspace} matches {wanted}", file=sys.stderr)
+            return 1
+        if len(found) > 1:
+            print("\n".join(story.listed(found)))
+            return 1
+        facts = lookup.facts_of(spark, folder, found[0])
+        print("\n".join(story.told(facts, lines, width)))
+        return 0
 
 
 if __name__ == "__main__":

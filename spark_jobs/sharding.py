@@ -66,6 +66,8 @@ def layout_of(kept: DataFrame, validation_share: float, shard_bytes: int, seed: 
     """
     repos = kept.groupBy("repo").agg(F.sum("size").alias("size"))
     total = kept.agg(F.sum("size")).collect()[0][0] or 0
+    if not total:
+        raise ValueError("the ledger keeps no file: there is nothing to write")
     wanted = total * validation_share
     order = F.xxhash64(F.lit(seed), "repo")
     fitting = repos.where(F.col("size") <= wanted * 1.5).orderBy(order, "repo").limit(MAX_HELD_OUT)

@@ -322,7 +322,7 @@ class Stage:
 
 
 def parquet_files(path: str, columns: Sequence[str]) -> list[arrow_fs.FileInfo]:
-    """The Parquet files at `path`; ValueError if there is none or the first of them lacks one of the columns."""
+    """The Parquet files at `path`; ValueError if there is none or the first lacks one of these text columns."""
     storage = Storage(path)
     if not storage.exists():
         raise ValueError(f"{path} does not exist")
@@ -330,7 +330,10 @@ def parquet_files(path: str, columns: Sequence[str]) -> list[arrow_fs.FileInfo]:
     if not files:
         raise ValueError(f"{path} holds no Parquet files")
     with storage.filesystem.open_input_file(files[0].path) as file:
-        there = parquet.read_schema(file).names
-    if missing := [name for name in columns if name not in there]:
-        raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(there)}")
+        there = parquet.read_schema(file)
+    if missing := [name for name in columns if name not in there.names]:
+        raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(there.names)}")
+    texts = ("string", "large_string", "string_view")
+    if odd := [name for name in columns if str(there.field(name).type) not in texts]:
+        raise ValueError(f"{path}: the column {odd[0]} is {there.field(odd[0]).type}; it must be a string")
     return files

@@ -30,6 +30,7 @@ def main(
     from spark_jobs.session import start_session, step
 
     tables.require_made_from(ledger, documents=documents)
+    tables.require_apart(output, {"documents": documents, "ledger": ledger, "tokenizer": tokenizer})
     configuration = sharding.configuration(documents, ledger, tokenizer, validation_share, shard_bytes, seed)
     if sharding.done(output, configuration, overwrite):
         return

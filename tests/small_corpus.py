@@ -1,6 +1,7 @@
 """Small corpora with every oddity: files on disk, and tables of documents cut as a test wants them."""
 
 import random
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,10 +9,12 @@ import xxhash
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from spark_jobs.sources.identity import file_id
-from spark_jobs.tables import DOCUMENTS, Stage
+from spark_jobs.tables import DOCUMENTS, LEDGER, Stage
 
 ODD_FILES = {
-    "odd/latin.py": "# Auteur : François Côté, créé à l'été\nx = y = z = a = b = 'déjà vu'\ndef f(): pass\n".encode("latin-1"),
+    "odd/latin.py": "# Auteur : François Côté, créé à l'été\nx = y = z = a = b = 'déjà vu'\ndef f(): pass\n".encode(
+        "latin-1"
+    ),
     "odd/wide.py": "# grüß 𝔘\nx = y = z = a = b = 1\ndef g(): pass\n".encode("utf-16"),
     "odd/mark.py": b"\xef\xbb\xbfx = y = z = a = b = 2\ndef h(): pass\n",
     "odd/line_ends.py": b"x = 1\r\ny = 2\rz = 3\n\x0ca = b = 4\r\ndef i(): pass",
@@ -79,3 +82,25 @@ def write_documents(folder, rows, parts=1, rows_a_group=1000):
             pq.write_table(table, folder / f"part-{part}.parquet", row_group_size=rows_a_group)
         stage.finish(rows=len(rows))
     return str(folder)
+
+
+def write_ledger(folder, documents, kept):
+    """Write a finished ledger of a table of documents, in which the ids of `kept` are kept and no others."""
+    schema, rows = to_arrow_schema(LEDGER), []
+    for path in sorted(Path(documents).glob("*.parquet")):
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                columns = [name for name in LEDGER.names if name in DOCUMENTS.names]
+                for number, row in enumerate(file.read_row_group(group, columns=columns).to_pylist()):
+                    row |= {"state": "kept" if row["file_id"] in kept else "filtered: rule", "evidence": ""}
+                    rows.append(row | {"part": path.name, "row_group": group, "row": number})
+    stage = Stage("ledger", str(folder), configuration={}, inputs={"documents": documents}, overwrite=False)
+    with stage:
+        pq.write_table(pa.Table.from_pylist(rows, schema), folder / "part-0.parquet")
+        stage.finish(rows=len(rows))
+    return str(folder)
+
+
+def table(spark, schema, rows):
+    """A DataFrame of a table's schema: the columns that a row does not name are null."""
+    return spark.createDataFrame([tuple(row.get(name) for name in schema.names) for row in rows], schema)

@@ -3,6 +3,7 @@
 import random
 from collections import Counter, defaultdict
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -83,7 +84,7 @@ def random_graphs(count, seed):
         pairs = ((one, other) for place, one in enumerate(keys) for other in keys[place + 1 :])
         yield from ((one, other, draw.choice([0.7, 0.75, 0.8, 1.0])) for one, other in pairs if draw.random() < dense)
     chain = [f"chain-{place:02d}".encode() for place in range(9)]
-    yield from ((one, other, 0.7) for one, other in zip(chain[:-1], chain[1:], strict=True))
+    yield from ((one, other, 0.7) for one, other in pairwise(chain))
 
 
 def test_leaders_are_those_of_a_walk_from_best_to_worst(spark):
@@ -94,7 +95,9 @@ def test_leaders_are_those_of_a_walk_from_best_to_worst(spark):
         neighbours[better].add(worse)
         neighbours[worse].add(better)
     kept = set(greedy(sorted(neighbours), lambda one, other: other in neighbours[one]))
-    table = spark.createDataFrame(random.Random(0).sample(edges, len(edges)), "better binary, worse binary, similarity double")
+    table = spark.createDataFrame(
+        random.Random(0).sample(edges, len(edges)), "better binary, worse binary, similarity double"
+    )
     found = removals_of(table, lambda rows, name: rows.localCheckpoint()).collect()
     removed = {bytes(row.worse): (bytes(row.better), row.similarity) for row in found}
     assert len(found) == len(removed)
@@ -116,7 +119,7 @@ def test_no_similar_pairs_remove_nothing(spark):
 
 def test_keys_compare_as_the_keep_order(spark):
     draw, rows = random.Random(2), []
-    for number in range(400):
+    for _ in range(400):
         licenses = draw.choice([None, [], PERMISSIVE, OTHER, ["GPL-3.0-only"], ["unheard of"]])
         stars, size = draw.choice([None, 0, 1, 50, 2**40]), draw.choice([None, 0, 10, 11, 2**33])
         rows.append((draw.randbytes(16), licenses, stars, size))
@@ -124,7 +127,9 @@ def test_keys_compare_as_the_keep_order(spark):
     found = table.select("*", keep_key().alias("key")).select("*", id_of("key").alias("id")).collect()
     assert all(row.id == row.file_id and len(row.key) == KEY_BYTES for row in found)
     by_key = [bytes(row.file_id) for row in sorted(found, key=lambda row: bytes(row.key))]
-    capped = [(one, licenses, min(stars or 0, 2**29 - 1), min(size or 0, 2**32 - 1)) for one, licenses, stars, size in rows]
+    capped = [
+        (one, licenses, min(stars or 0, 2**29 - 1), min(size or 0, 2**32 - 1)) for one, licenses, stars, size in rows
+    ]
     assert by_key == [row[0] for row in sorted(capped, key=lambda row: keep_order(*row))]
 
 
@@ -151,7 +156,7 @@ def changed(draw, text, runs, size=6):
 
 
 def small_rows(seed=0):
-    """About 150 documents: clusters of copies at several distances, chains, texts too short for a shingle, and none."""
+    """Some 140 documents: clusters of copies at several distances, chains, texts without or shorter than a shingle."""
     draw, texts = random.Random(seed), []
     for _ in range(12):  # clusters around one text: from all but equal to hardly similar
         base = words(draw, draw.randrange(90, 200))

@@ -150,7 +150,7 @@ def test_learning_rate_in_the_metrics_is_the_schedule(unbroken):
     from training.optimizer import learning_rate
 
     for row in metrics(unbroken[0]):
-        assert row["learning_rate"] == learning_rate(row["step"], 80, 0.01, Schedule(warmup_steps=4))
+        assert row["learning_rate"] == learning_rate(row["step"], ((0, 80),), 0.01, Schedule(warmup_steps=4))
 
 
 def held_out_loss(model, shards, max_tokens):
@@ -265,7 +265,7 @@ def test_finished_run_is_left_as_it_is_and_other_settings_are_refused(unbroken, 
     for changed, line in (
         (LONG | {"optimizer.learning_rate": 0.02}, "optimizer.learning_rate 0.02 (was 0.01)"),
         (LONG | {"resume": "never"}, "holds a training run"),
-        (LONG | {"max_steps": 70}, "has trained 80 steps, more than the 70 asked for"),
+        (LONG | {"max_steps": 70}, "has taken 80 steps, more than the 70 asked for"),
         (LONG | {"max_steps": 90}, "was saved by 2 processes, this run has 1"),
     ):
         with started(shards, run, changed, 1) as jobs:
@@ -334,13 +334,18 @@ def test_every_zero_stage_on_two_processes_trains_as_one_process_does(alone, sha
     assert json.loads((run / "plan.json").read_text())["max_steps"] == 8
 
 
-def test_minutes_become_steps_before_the_run_and_stay(shards, tmp_path):
+def test_minutes_become_steps_that_are_revised_and_written_down(shards, tmp_path):
+    from training.config import Schedule
+    from training.optimizer import learning_rate
+
     run = tmp_path / "run"
-    options = TINY | {"train_minutes": 0.02, "checkpoint_every": 1000}
+    options = TINY | {"train_minutes": 0.03, "checkpoint_every": 7, "keep_checkpoints": 1}
     train(shards, run, options, world_size=1)
     plan, summary = json.loads((run / "plan.json").read_text()), json.loads((run / "summary.json").read_text())
-    assert plan["max_steps"] == summary["steps"] == len(metrics(run)) > 1
-    assert plan["max_steps"] == max(1, round(1.2 / plan["seconds_per_step"]))
+    assert plan["planned"][0][0] == 0
+    assert plan["max_steps"] == plan["planned"][-1][1] == summary["steps"] == len(metrics(run)) > 7
+    for row in metrics(run):
+        assert row["learning_rate"] == learning_rate(row["step"], plan["planned"], 0.01, Schedule(warmup_steps=4))
     (printed,) = train(shards, run, options, world_size=1)
     assert "already trained" in printed
 

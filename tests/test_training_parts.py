@@ -1,5 +1,6 @@
 """The parts of training that need no second process: settings, model, optimizer, schedule, meter, checkpoints."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from training.config import Batch, Model, Optimizer, Recipe, Schedule
 from training.engine import read_configuration
 from training.meter import Meter, clock, read_metrics, validation_figures
 from training.model import build, configuration, count_parameters, token_losses
-from training.optimizer import learning_rate, parameter_groups
+from training.optimizer import learning_rate, parameter_groups, progress
+from training.run_folder import Plan
 
 ROOT = Path(__file__).parent.parent
 TINY = Model(hidden_size=32, layers=2, heads=2)
+PLAN = Plan(Recipe(TINY, Batch(), Optimizer(), Schedule(), seed=0), "data", 50, 0, planned=())
 
 
 def tiny(architecture, seed=0, **changes):
@@ -59,7 +62,7 @@ def test_tied_embeddings_count_once():
 @given(max_steps=st.integers(1, 2000), warmup=st.integers(0, 3000), final=st.floats(0, 1))
 def test_schedule_rises_to_the_peak_and_falls_to_the_final_fraction(max_steps, warmup, final):
     schedule = Schedule(warmup_steps=warmup, final_fraction=final)
-    rates = [learning_rate(step, max_steps, 0.5, schedule) for step in range(1, max_steps + 1)]
+    rates = [learning_rate(step, ((0, max_steps),), 0.5, schedule) for step in range(1, max_steps + 1)]
     top = min(warmup, max_steps // 2)
     assert all(0 <= rate <= 0.5 + 1e-12 for rate in rates)
     assert rates[:top] == sorted(rates[:top])
@@ -67,6 +70,28 @@ def test_schedule_rises_to_the_peak_and_falls_to_the_final_fraction(max_steps, w
     assert rates[-1] == pytest.approx(0.5 * final if max_steps > top else 0.5)
     if top:
         assert rates[top - 1] == pytest.approx(0.5)
+
+
+@given(first=st.integers(2, 300), data=st.data())
+def test_progress_bends_at_revisions_without_a_jump_and_ends_at_one(first, data):
+    plan = PLAN.ending(0, first)
+    for _ in range(data.draw(st.integers(0, 4))):
+        begin = data.draw(st.integers(plan.planned[-1][0] + 1, plan.max_steps))
+        plan = plan.ending(begin, begin + data.draw(st.integers(1, 300)))
+    done = [progress(step, plan.planned) for step in range(plan.max_steps + 1)]
+    steepest = max(1 / (end - begin) for begin, end in plan.planned)
+    assert done[0] == 0
+    assert done[-1] == pytest.approx(1)
+    assert all(0 <= after - before <= steepest + 1e-9 for before, after in itertools.pairwise(done))
+
+
+def test_plan_keeps_time_and_stays_once_revised():
+    plan = PLAN.ending(0, 100)
+    assert plan.keeping_time(50, seconds_left=50.5, seconds_per_step=1) is plan
+    faster = plan.keeping_time(50, seconds_left=50, seconds_per_step=0.5)
+    assert faster.planned == ((0, 100), (50, 150))
+    assert faster.keeping_time(40, seconds_left=999, seconds_per_step=1) is faster
+    assert plan.keeping_time(50, seconds_left=-9, seconds_per_step=1).max_steps == 55
 
 
 @given(sequences=st.integers(1, 200), world_size=st.integers(1, 16), most=st.integers(1, 64))

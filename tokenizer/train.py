@@ -108,15 +108,18 @@ def sample(documents: str, ledger: str, sample_bytes: int, seed: int) -> Iterato
     kept = pc.field("state") == "kept"
     kept_bytes = sum(pc.sum(batch["size"]).as_py() or 0 for batch in rows.to_batches(columns=["size"], filter=kept))
     share = min(1.0, sample_bytes / max(kept_bytes, 1))
-    chosen: dict[tuple[str, int], list[int]] = {}
+    chosen: dict[tuple[str, int], dict[int, bytes]] = {}
     for batch in rows.to_batches(columns=["file_id", "part", "row_group", "row"], filter=kept):
         for row in batch.to_pylist():
             if _draw(row["file_id"], seed) < share:
-                chosen.setdefault((row["part"], row["row_group"]), []).append(row["row"])
-    for (part, row_group), numbers in sorted(chosen.items()):
+                chosen.setdefault((row["part"], row["row_group"]), {})[row["row"]] = row["file_id"]
+    for (part, row_group), ids in sorted(chosen.items()):
+        numbers = sorted(ids)
         with pq.ParquetFile(Path(documents) / part) as file:
-            content = file.read_row_group(row_group, columns=["content"]).column("content")
-        yield from content.take(sorted(numbers)).to_pylist()
+            found = file.read_row_group(row_group, columns=["file_id", "content"]).take(numbers)
+        if found.column("file_id").to_pylist() != [ids[number] for number in numbers]:
+            raise ValueError(f"{ledger} was not made from the documents {documents}; make it again from them")
+        yield from found.column("content").to_pylist()
 
 
 def _draw(file_id: bytes, seed: int) -> float:

@@ -1,5 +1,6 @@
 """Prompts -> completions of an exported model: `python training/generate.py --model RUN/export --prompt "def "`."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ def main(
     top_p: float = 0.95,
     samples: int = 1,
     seed: int = 0,
+    output: str | None = None,
 ) -> None:
     """Print what a model writes after each prompt.
 
@@ -30,6 +32,7 @@ def main(
         top_p: sample among the most probable tokens of this total probability.
         samples: completions a prompt; more than one needs a temperature above 0.
         seed: of sampling.
+        output: also write them here, a JSON object a line with `prompt` and `completion`.
     """
     if not (Path(model) / "config.json").is_file():
         raise ValueError(f"{model} holds no model: config.json is missing; export one with training/export.py")
@@ -43,12 +46,15 @@ def main(
         raise ValueError(f"{samples} samples at temperature 0 would all be the same; choose a temperature above 0")
     network, tokenizer = load(model)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    several = len(prompt) * samples > 1
+    several, written = len(prompt) * samples > 1, []
     for text in prompt:
         for number, completion in enumerate(complete(network, tokenizer, text, samples=samples, seed=seed, **options)):
             if several:
                 print(f"--- {text!r}, sample {number + 1}" if samples > 1 else f"--- {text!r}")
             print(text + completion, flush=True)
+            written.append(json.dumps({"prompt": text, "completion": completion}) + "\n")
+    if output:
+        Path(output).write_text("".join(written))
 
 
 def load(folder: str | Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:

@@ -1,6 +1,6 @@
 """A run made ready before any process starts torch: its plan, data and folder, checked so that faults cost nothing."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,10 @@ class Length:
         if self.train_minutes is not None and self.train_minutes <= 0:
             raise ValueError(f"train_minutes {self.train_minutes} is not above 0; choose a part of a minute or more")
 
-    def steps(self, epoch_steps: int, seconds_per_step: float | None) -> int | None:
-        """Optimizer steps of the run; None where steps must be timed first."""
-        if self.max_steps is not None:
-            return self.max_steps
-        if self.train_minutes is None:
-            return max(1, epoch_steps)
-        if seconds_per_step is None:
-            return None
-        return max(1, round(self.train_minutes * 60 / seconds_per_step))
+    @property
+    def budget_seconds(self) -> float | None:
+        """Seconds of training where the length is given so, else None."""
+        return None if self.train_minutes is None or self.max_steps else self.train_minutes * 60
 
 
 @dataclass(frozen=True)
@@ -76,11 +71,6 @@ class Job:
         """Whether the number of steps is not known yet."""
         return self.plan.max_steps == 0
 
-    def timed(self, seconds_per_step: float) -> "Job":
-        """The job with its number of steps fixed by a measurement."""
-        steps = self.length.steps(0, seconds_per_step) or 1
-        return replace(self, plan=replace(self.plan, max_steps=steps, seconds_per_step=seconds_per_step))
-
     def checkpoint(self, step: int, processes: Processes) -> Checkpoint:
         """What the marker of a checkpoint of this run says."""
         recipe = self.plan.recipe
@@ -96,16 +86,10 @@ class Job:
         )
 
     def last_checkpoint(self, processes: Processes) -> Checkpoint | None:
-        """Where to go on from; ValueError if these processes cannot, or the run is beyond its end already."""
+        """Where to go on from; ValueError if these processes cannot."""
         last = self.checkpoints.latest_complete() if self.begun else None
-        if last is None:
-            return None
-        if last.step > self.plan.max_steps:
-            raise ValueError(
-                f"{self.folder.path} has trained {last.step} steps, more than the {self.plan.max_steps} asked for; "
-                "choose another --output, or --overwrite"
-            )
-        last.refuse_other(self.checkpoint(last.step, processes))
+        if last is not None:
+            last.refuse_other(self.checkpoint(last.step, processes))
         return last
 
 
@@ -136,16 +120,23 @@ def prepare(
             TokenStream(shards, "validation"), sequence_length=sequence_length, max_tokens=evaluation_tokens
         )
     begun = folder.is_begun(recipe, index, resume=resume, overwrite=overwrite)
-    measured = folder.plan.seconds_per_step if begun and folder.plan else None
-    plan = Plan(
-        recipe=recipe,
-        data_fingerprint=index.fingerprint("train"),
-        vocab_size=index.vocab_size,
-        end_of_text_id=index.end_of_text_id,
-        max_steps=length.steps(training.windows // sequences, measured) or 0,
-        seconds_per_step=measured,
-    )
     checkpoints = Checkpoints(folder.checkpoints, keep_checkpoints)
+    last = checkpoints.latest_complete() if begun else None
+    plan = folder.plan if begun else None
+    if plan is None:
+        plan = Plan(recipe, index.fingerprint("train"), index.vocab_size, index.end_of_text_id, planned=())
+    if length.budget_seconds is None:
+        max_steps = length.max_steps or max(1, training.windows // sequences)
+        plan = _ending(plan, max_steps, last.step if last else 0)
     return Job(
         plan, folder, begun, length, intervals, training, evaluation, checkpoints, configuration, tokenizer_file
     )
+
+
+def _ending(plan: Plan, max_steps: int, taken: int) -> Plan:
+    if taken > max_steps:
+        raise ValueError(
+            f"the run has taken {taken} steps, more than the {max_steps} asked for; choose another --output, or "
+            "--overwrite"
+        )
+    return plan.ending(taken, max_steps)

@@ -1,5 +1,6 @@
 """What can be seen of a run: metrics.jsonl, TensorBoard and one line on the terminal, all from the first process."""
 
+import collections
 import json
 import math
 import os
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, float | int]
 LINE_SECONDS = 5.0
-SMOOTHING = 0.9
+RECENT_STEPS = 100
 
 
 class Meter:
@@ -26,18 +27,22 @@ class Meter:
         metrics: path of metrics.jsonl; rows beyond `step` are dropped, so that a resumed run has each step once.
         tensorboard: folder of event files.
         step: the last step already taken.
-        max_steps: of the run.
+        max_steps: of the run, for the time left.
+
+    `seconds` are those of all steps so far.
     """
 
     def __init__(self, metrics: Path, tensorboard: Path, *, step: int, max_steps: int) -> None:
-        self.max_steps, self.first_step = max_steps, step
+        self.max_steps = max_steps
         self._board: SummaryWriter = _writer(tensorboard, purge_step=step + 1)
         rows = [row for row in read_metrics(metrics) if row["step"] <= step]
         partial = metrics.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
         partial.replace(metrics)
         self._file: IO[str] = metrics.open("a")
-        self._line_due, self._smooth_seconds = 0.0, 0.0
+        self._line_due = 0.0
+        self.seconds = sum(row["seconds"] for row in rows)
+        self._recent = collections.deque((row["seconds"] for row in rows), RECENT_STEPS)
 
     def record(self, row: Row) -> None:
         """Append the row of a step and show it."""
@@ -48,7 +53,14 @@ class Meter:
             if name != "step":
                 kind = "validation" if name in ("validation_loss", "perplexity", "bits_per_byte") else "train"
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+        self.seconds += row["seconds"]
+        self._recent.append(row["seconds"])
         self._show(row, step)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean of the last RECENT_STEPS steps."""
+        return sum(self._recent) / len(self._recent)
 
     def flush(self) -> None:
         """Have every row on the disk: call it before a checkpoint that counts them."""
@@ -62,14 +74,12 @@ class Meter:
 
     def _show(self, row: Row, step: int) -> None:
         """One line, rewritten in place on a terminal, every few seconds elsewhere; evaluations get their own."""
-        weight = SMOOTHING if step > self.first_step + 1 else 0.0
-        self._smooth_seconds = weight * self._smooth_seconds + (1 - weight) * row["seconds"]
         terminal, now = sys.stderr.isatty(), time.monotonic()
         evaluated = "validation_loss" in row
         if not (terminal or evaluated or now >= self._line_due or step == self.max_steps):
             return
         self._line_due = now + LINE_SECONDS
-        left = (self.max_steps - step) * self._smooth_seconds
+        left = (self.max_steps - step) * self.seconds_per_step
         line = (
             f"step {step}/{self.max_steps}  loss {row['loss']:.3f}  lr {row['learning_rate']:.2e}  "
             f"{row['tokens_per_second']:,.0f} tokens/s  {clock(left)} left"

@@ -8,6 +8,8 @@ from training.config import Optimizer, Schedule
 if TYPE_CHECKING:
     import torch
 
+Planned = tuple[tuple[int, int], ...]
+
 
 def parameter_groups(model: "torch.nn.Module", weight_decay: float) -> list[dict[str, Any]]:
     """Matrices (two dimensions or more) decay; biases and the gains of norms do not.
@@ -36,14 +38,31 @@ def build(model: "torch.nn.Module", settings: Optimizer) -> "torch.optim.AdamW":
     )
 
 
-def learning_rate(step: int, max_steps: int, peak: float, schedule: Schedule) -> float:
-    """Learning rate of step 1 … max_steps: up in a line to `peak`, down along a cosine to the final fraction.
+def progress(step: int, planned: Planned) -> float:
+    """How much of the run is done after `step`, 0 to 1: linear in the step, towards the end that was planned then.
 
-    The warm-up takes at most half of the run, so that a short trial of a long recipe still trains.
+    `planned` holds pairs (from this step on, the run ends at that step). A run of fixed length has one pair; each
+    later one bends the line so that what is left reaches 1 at the new end, without a jump.
     """
-    warmup = min(schedule.warmup_steps, max_steps // 2)
+    done = 0.0
+    for number, (begin, end) in enumerate(planned):
+        last = planned[number + 1][0] if number + 1 < len(planned) else step
+        done += (1 - done) * min(1.0, (min(step, last) - begin) / (end - begin))
+        if step <= last:
+            break
+    return done
+
+
+def learning_rate(step: int, planned: Planned, peak: float, schedule: Schedule) -> float:
+    """Learning rate of a step from 1 on: up in a line to `peak`, down along a cosine to the final fraction.
+
+    The warm-up takes at most half of the run as it was planned first, so that a short trial of a long recipe still
+    trains.
+    """
+    warmup = min(schedule.warmup_steps, planned[0][1] // 2)
     if step <= warmup:
         return peak * step / warmup
-    progress = min(1.0, (step - warmup) / max(1, max_steps - warmup))
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    begun = progress(warmup, planned)
+    fallen = (progress(step, planned) - begun) / (1 - begun) if begun < 1 else 1.0
+    cosine = 0.5 * (1 + math.cos(math.pi * fallen))
     return peak * (schedule.final_fraction + (1 - schedule.final_fraction) * cosine)

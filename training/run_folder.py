@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,9 @@ from tokenizer.encode import TOKENIZER_FILE, Encoder
 from tokenizer.shards import ShardIndex
 from training.checkpoint import write_durably
 from training.config import Recipe
+from training.optimizer import Planned
+
+TOLERANCE, LEAST_SHARE = 0.02, 0.1
 
 
 @dataclass(frozen=True)
@@ -21,16 +24,36 @@ class Plan:
         data_fingerprint: of the training split.
         vocab_size: of the shards, hence of the model.
         end_of_text_id: the token that ends a document.
-        max_steps: optimizer steps of the whole run; the schedule depends on it.
-        seconds_per_step: as measured before the run, where its length was given in minutes.
+        planned: pairs (from this step on, the run ends at that step), see `optimizer.progress`; more than one where
+            the length was revised, to keep to the minutes given or because more steps were asked for later.
     """
 
     recipe: Recipe
     data_fingerprint: str
     vocab_size: int
     end_of_text_id: int
-    max_steps: int
-    seconds_per_step: float | None = None
+    planned: Planned
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps of the whole run, as planned now; 0 = not known yet."""
+        return self.planned[-1][1] if self.planned else 0
+
+    def ending(self, begin: int, max_steps: int) -> "Plan":
+        """The plan with another end from step `begin` on; unchanged if it has that end or was revised later."""
+        if max_steps == self.max_steps or (self.planned and self.planned[-1][0] > begin):
+            return self
+        kept = tuple(pair for pair in self.planned if pair[0] < begin)
+        return replace(self, planned=(*kept, (begin, max_steps)))
+
+    def keeping_time(self, step: int, seconds_left: float, seconds_per_step: float) -> "Plan":
+        """The plan with the end that the remaining time allows, where that differs by more than TOLERANCE.
+
+        However late the run is, LEAST_SHARE of the steps left are taken, for the learning rate to come down.
+        """
+        left = self.max_steps - step
+        possible = max(1, round(LEAST_SHARE * left), round(seconds_left / seconds_per_step))
+        return self if abs(possible - left) <= TOLERANCE * left else self.ending(step, step + possible)
 
     def model_config(self) -> Any:
         """The `transformers` configuration of the run's model."""
@@ -62,7 +85,13 @@ class RunFolder:
         if not self._plan.is_file():
             return None
         record = json.loads(self._plan.read_text())
-        return Plan(**record | {"recipe": Recipe.from_record(record["recipe"])})
+        del record["max_steps"]
+        planned = tuple((begin, end) for begin, end in record.pop("planned"))
+        return Plan(recipe=Recipe.from_record(record.pop("recipe")), planned=planned, **record)
+
+    def record(self, plan: Plan) -> None:
+        """Write the plan down, before any step that follows it."""
+        write_durably(self._plan, asdict(plan) | {"max_steps": plan.max_steps})
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -98,7 +127,7 @@ class RunFolder:
         if not begun and self.path.exists():
             shutil.rmtree(self.path)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_durably(self._plan, asdict(plan))
+        self.record(plan)
         self.tokenizer.mkdir(exist_ok=True)
         shutil.copyfile(tokenizer, self.tokenizer / tokenizer.name)
         self._summary.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from training.job import Job
     from training.meter import Meter, Row
     from training.processes import Processes, StopRequest
+    from training.run_folder import Plan
 
 STOPPED = 75  # exit code of a run that saved because it was asked to stop: try again (EX_TEMPFAIL), it goes on
 PROBE_SHARE = 0.04  # of the minutes to train, spent on timing steps before
@@ -62,8 +64,8 @@ def main(
         schedule: learning rate over the run.
         seed: of weights, data order and dropout.
         max_steps: optimizer steps of the whole run; without it and train_minutes, one epoch.
-        train_minutes: length of the run where max_steps is not given: steps are timed first, and as many planned as
-            fit; evaluations and checkpoints come on top.
+        train_minutes: length of the run where max_steps is not given: steps are timed first, as many planned as fit,
+            and their number revised at checkpoints; evaluations and checkpoints come on top.
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_checkpoints: how many of the newest are kept.
         evaluate_every: steps between evaluations; the last step always has one.
@@ -121,13 +123,11 @@ def _train(job: "Job", everyone: "Processes") -> bool:
     meter = None
     if everyone.is_first:
         meter = Meter(job.folder.metrics, job.folder.tensorboard, step=step, max_steps=job.plan.max_steps)
-    step = loop(job, engine, everyone, meter, processes.StopRequest(), step)
-    if step < job.plan.max_steps:
-        return False
-    if everyone.is_first:
+    finished = loop(job, engine, everyone, meter, processes.StopRequest(), step)
+    if finished and everyone.is_first:
         _finish(job)
     everyone.wait()
-    return True
+    return finished
 
 
 def loop(
@@ -137,34 +137,44 @@ def loop(
     meter: "Meter | None",
     stop: "StopRequest",
     step: int,
-) -> int:
-    """The training loop; returns the last step taken, which has a checkpoint.
+) -> bool:
+    """The training loop, from `step` to the end of the plan; False if asked to stop before. The last step is saved.
 
-    All that it depends on is `step`: data, learning rate and randomness are functions of it.
+    All that it depends on is plan and step: data, learning rate and randomness are functions of them.
     """
-    recipe, max_steps = job.plan.recipe, job.plan.max_steps
-    while step < max_steps:
+    recipe, plan = job.plan.recipe, job.plan
+    while step < plan.max_steps:
         begun = time.monotonic()
         step += 1
-        rate = learning_rate(step, max_steps, recipe.optimizer.learning_rate, recipe.schedule)
+        rate = learning_rate(step, plan.planned, recipe.optimizer.learning_rate, recipe.schedule)
         steps.seed_step(recipe.seed, step, everyone.rank)
         mine = steps.take_step(engine, job.training, everyone, (step - 1) * recipe.batch.sequences, rate)
         losses, stops = everyone.total([mine, stop.came])
         row = _row(job, engine, step, losses / everyone.world_size, rate, time.monotonic() - begun)
-        ends = step == max_steps or stops > 0
-        if job.evaluation and (step % job.intervals.evaluate_every == 0 or step == max_steps):
+        if job.evaluation and (step % job.intervals.evaluate_every == 0 or step == plan.max_steps):
             row |= steps.evaluate(engine, job.evaluation, everyone)
         if meter:
             meter.record(row)
-        if step % job.intervals.checkpoint_every == 0 or ends:
-            if meter:
-                meter.flush()
+        if step % job.intervals.checkpoint_every == 0 or step == plan.max_steps or stops:
+            plan = _replanned(job, plan, everyone, meter, step)
             job.checkpoints.save(engine, job.checkpoint(step, everyone), everyone)
-        if ends:
+        if stops:
             break
     if meter:
         meter.close()
-    return step
+    return step == plan.max_steps
+
+
+def _replanned(job: "Job", plan: "Plan", everyone: "Processes", meter: "Meter | None", step: int) -> "Plan":
+    """The plan, with a new end if the run's minutes ask for one; on the disk, as the metrics, before a checkpoint."""
+    if meter:
+        meter.flush()
+        if job.length.budget_seconds is not None and step < plan.max_steps:
+            left = job.length.budget_seconds - meter.seconds
+            plan = plan.keeping_time(step, left, meter.seconds_per_step)
+            meter.max_steps = plan.max_steps
+            job.folder.record(plan)
+    return everyone.from_first(plan)
 
 
 def _row(job: "Job", engine: "DeepSpeedEngine", step: int, loss: float, rate: float, seconds: float) -> "Row":
@@ -188,17 +198,21 @@ def _row(job: "Job", engine: "DeepSpeedEngine", step: int, loss: float, rate: fl
 
 
 def _with_known_length(job: "Job", everyone: "Processes") -> "Job":
-    """The job with its steps counted; where only minutes are given, by timing an engine that is thrown away."""
+    """The job with its steps counted; where only minutes are given, by timing an engine that is thrown away.
+
+    The count is what the learning rate follows. It is revised at checkpoints, where the machine turns out faster or
+    slower than it was, and each revision is part of the plan: the schedule stays a function of plan and step.
+    """
     if not job.must_be_timed:
         return job
-    assert job.length.train_minutes is not None
-    budget_seconds = PROBE_SHARE * job.length.train_minutes * 60
+    assert job.length.budget_seconds is not None
+    probe_seconds = PROBE_SHARE * job.length.budget_seconds
     if everyone.is_first:
-        log.info("timing steps for %.0f s, to plan %g minutes", budget_seconds, job.length.train_minutes)
+        log.info("timing steps for %.0f s, to plan %.0f s of training", probe_seconds, job.length.budget_seconds)
     engine = engines.build(job.plan.recipe, job.plan.model_config(), job.configuration, everyone)
-    seconds = steps.seconds_per_step(engine, job.training, everyone, budget_seconds)
+    seconds = steps.seconds_per_step(engine, job.training, everyone, probe_seconds)
     engine.destroy()
-    return job.timed(seconds)
+    return replace(job, plan=job.plan.ending(0, max(1, round(job.length.budget_seconds / seconds))))
 
 
 def _announce(job: "Job", engine: "DeepSpeedEngine", everyone: "Processes", step: int) -> None:
@@ -244,7 +258,7 @@ def _finish(job: "Job") -> None:
     rows = read_metrics(job.folder.metrics)
     seconds = sum(row["seconds"] for row in rows)
     summary: dict[str, Any] = {
-        "steps": job.plan.max_steps,
+        "steps": rows[-1]["step"],
         "tokens": rows[-1]["tokens"],
         "parameters": _parameters(job),
         "loss": rows[-1]["loss"],

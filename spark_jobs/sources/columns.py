@@ -14,7 +14,7 @@ ALIASES = {
     "revision": ("revision", "max_stars_repo_head_hexsha", "revision_id", "commit"),
     "language": ("language", "lang", "programming_language"),
     "licenses": ("licenses", "license", "max_stars_repo_licenses", "detected_licenses"),
-    "stars": ("stars", "max_stars_count", "star_events_count", "watch_count"),
+    "stars": ("stars", "max_stars_count", "star_events_count", "stargazers_count", "watch_count", "watchers"),
     "size": ("size",),
     "state": ("state",),
     "content": ("content",),
@@ -43,8 +43,17 @@ def document_columns(batch: pa.RecordBatch) -> pa.RecordBatch:
     sizes = pc.binary_length(columns["content"])
     given_sizes = batch.column("size").cast(pa.int64()) if "size" in batch.schema.names else sizes
     columns["size"] = pc.coalesce(sizes, given_sizes)
-    columns["file_id"] = batch.column("file_id") if "file_id" in batch.schema.names else _file_ids(columns)
+    columns["file_id"] = batch.column("file_id") if _is_ours(batch.schema) else _file_ids(columns)
     return pa.record_batch(list(columns.values()), names=list(columns))
+
+
+def _is_ours(schema: pa.Schema) -> bool:
+    """Whether rows come from ingest; a `file_id` of anybody else may be anything."""
+    return "state" in schema.names and "file_id" in schema.names and _is_bytes(schema.field("file_id").type)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _column(batch: pa.RecordBatch, name: str, kind: pa.DataType) -> pa.Array:
@@ -52,6 +61,8 @@ def _column(batch: pa.RecordBatch, name: str, kind: pa.DataType) -> pa.Array:
     values = pa.nulls(batch.num_rows, kind) if found is None else batch.column(found)
     if pa.types.is_large_list(kind):
         return _lists(values, kind)
+    if pa.types.is_floating(values.type):  # counts that know nulls pass through pandas as floats
+        values = pc.if_else(pc.is_finite(values), values, None).cast(kind, safe=False)
     values = values.cast(kind)
     return pc.fill_null(values, "") if name in ("repo", "path", "revision") else values
 

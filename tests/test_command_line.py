@@ -1,0 +1,174 @@
+"""The one way in: what a shell passes reaches `main`; a fault of the user's is one line and an exit code."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_corpus import document, write_documents
+
+from spark_jobs import dedup, filter, ledger, measure, write_shards
+from spark_jobs.rules.thresholds import Rules
+from tokenizer import train
+from tokenizer.command_line import expand, run
+
+
+def job(*, sources: list[str] = [], more: list[int] | None = None, size: int = 1, dry_run: bool = False,  # noqa: B006
+        overwrite: bool = False, rules: Rules = Rules()):  # fmt: skip # noqa: B008
+    """Tell what came in."""
+    print(sources, more, size, dry_run, overwrite, rules.max_line_length)
+    return size
+
+
+@pytest.mark.parametrize(
+    ("words", "expanded"),
+    [
+        ("", ""),
+        ("--sources a b", "--sources+ a --sources+ b"),
+        ("--sources a --size 3 --sources b c", "--sources+ a --size 3 --sources+ b --sources+ c"),
+        ("--sources a b --dry_run", "--sources+ a --sources+ b --dry_run true"),
+        ("--more 1 2", "--more+ 1 --more+ 2"),
+        ("--dry_run --overwrite", "--dry_run true --overwrite true"),
+        ("--dry_run false --overwrite --size 2", "--dry_run false --overwrite true --size 2"),
+        ("--sources+ a --sources+=b --overwrite=true", "--sources+ a --sources+=b --overwrite=true"),
+        ("--rules.max_line_length 5 --size 2", "--rules.max_line_length 5 --size 2"),
+    ],
+)
+def test_lists_take_words_and_flags_none(words, expanded):
+    assert expand(words.split(), job) == expanded.split()
+
+
+names = st.text("abc./-_ =", min_size=1, max_size=5).filter(lambda name: not name.startswith("-"))
+
+
+@given(st.lists(names, max_size=4), st.none() | st.integers(0, 9), st.booleans(), st.booleans(), st.randoms())
+def test_whatever_order_the_options_stand_in(sources, size, dry_run, overwrite, draw):
+    options = [["--sources", *sources]] if sources else []
+    options += [["--size", str(size)]] if size is not None else []
+    options += [[f"--{name}"] for name, there in (("dry_run", dry_run), ("overwrite", overwrite)) if there]
+    draw.shuffle(options)
+    found = expand([word for option in options for word in option], job)
+    assert [found[place + 1] for place, word in enumerate(found) if word == "--sources+"] == sources
+    assert [found[place + 1] for place, word in enumerate(found) if word == "--size"] == (
+        [] if size is None else [str(size)]
+    )
+    for name, there in (("--dry_run", dry_run), ("--overwrite", overwrite)):
+        assert [found[place + 1] for place, word in enumerate(found) if word == name] == ["true"] * there
+    assert len(found) == 2 * (len(sources) + (size is not None) + dry_run + overwrite)
+
+
+def call(main, *arguments):
+    """Run a command line within this process; its exit code."""
+    level = logging.getLogger("py4j").level
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run(main, [str(argument) for argument in arguments])
+    finally:
+        logging.getLogger("py4j").setLevel(level)
+    return ended.value.code
+
+
+def test_arguments_reach_main_and_its_result_is_the_exit_code(capsys, tmp_path):
+    assert call(job, "--size", 0, "--sources", "a", "b c", "--dry_run", "--rules.max_line_length", 7) == 0
+    assert capsys.readouterr().out == "['a', 'b c'] None 0 True False 7\n"
+    assert call(job, "--more", 1, 2, "--size", 5) == 5
+    assert capsys.readouterr().out == "[] [1, 2] 5 False False 1000\n"
+    (tmp_path / "job.yaml").write_text("size: 0\nsources: [x, y]\nrules:\n  max_line_length: 3\n")
+    assert call(job, "--config", tmp_path / "job.yaml", "--overwrite") == 0
+    assert capsys.readouterr().out == "['x', 'y'] None 0 False True 3\n"
+    assert call(job, "--size", 4, "--print_config") == 0
+    assert "size: 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--size", "many"), ("--unheard_of", 1), ("--rules.max_line_length", "x"), ("a",)]
+)
+def test_wrong_usage_is_two(capsys, arguments):
+    assert call(job, *arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_faults_of_the_user_are_one_line_and_ours_keep_their_traceback(capsys):
+    def fail_with(error):
+        def main():
+            raise error
+
+        return main
+
+    assert call(fail_with(ValueError("two\nlines"))) == 1
+    assert capsys.readouterr().err == "error: two lines\n"
+    assert call(fail_with(FileExistsError("out exists"))) == 1
+    assert capsys.readouterr().err == "error: out exists\n"
+    assert call(fail_with(KeyboardInterrupt())) == 130
+    with pytest.raises(RuntimeError, match="ours"):
+        run(fail_with(RuntimeError("ours")), [])
+
+
+@pytest.fixture
+def foreign(spark, tmp_path):
+    """Signals of documents other than those of the workspace."""
+    documents = write_documents(tmp_path / "inputs" / "documents", [document("x = 1")])
+    measure.main(documents=documents, output=str(tmp_path / "inputs" / "signals"))
+    return str(tmp_path / "inputs" / "signals")
+
+
+def test_what_jobs_refuse(workspace, foreign, tmp_path, capsys):
+    documents, verdicts = workspace.documents, workspace.verdicts
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    pq.write_table(pa.table({"text": ["a"]}), plain / "a.parquet")
+    rest = {name: getattr(workspace, name) for name in ("documents", "verdicts", "duplicates")}
+    others = [word for name, path in rest.items() for word in (f"--{name}", path)]
+    refused = [
+        (dedup, ["--documents", documents, "--threshold", 1.5], "threshold is 1.5; it must be in (0, 1]"),
+        (dedup, ["--documents", documents, "--threshold", 0], "threshold is 0"),
+        (dedup, ["--documents", tmp_path / "nowhere"], f"{tmp_path}/nowhere does not exist"),
+        (dedup, ["--documents", plain], "lacks the column(s) content; it has text"),
+        (dedup, ["--signals", foreign, "--verdicts", verdicts], f"{verdicts} was not made from the signals {foreign}"),
+        (dedup, ["--signals", foreign, "--documents", documents], f"{foreign} was not made from the documents"),
+        (dedup, ["--signals", documents], "holds documents (schema version 1); needed is signals"),
+        (dedup, ["--documents", documents, "--verdicts", verdicts], "name --documents, or --signals, which"),
+        (dedup, [], "name --documents, or --signals"),
+        (measure, ["--documents", plain], "is not a table: no _manifest.json"),
+        (
+            filter,
+            ["--signals", workspace.signals, "--rules.min_alphanumeric_share", 2],
+            "min_alphanumeric_share is 2.0; it must be",
+        ),
+        (filter, ["--signals", documents], "holds documents (schema version 1); needed is signals"),
+        (ledger, ["--signals", foreign, *others], f"{foreign} was not made from the documents {documents}"),
+        (write_shards, ["--documents", documents, "--ledger", documents, "--tokenizer", plain], "was not made from"),
+        (train, ["--documents", documents, "--ledger", plain], "is not a finished table"),
+        (train, ["--documents", documents, "--ledger", workspace.ledger, "--vocab_size", 9], "must be at least 263"),
+    ]
+    for module, arguments, told in refused:
+        code = call(module.main, *arguments, "--output", tmp_path / "out")
+        lines = [line for line in capsys.readouterr().err.splitlines() if " WARN " not in line]
+        assert (code, len(lines)) == (1, 1), lines
+        assert lines[0].startswith("error: ")
+        assert told in lines[0]
+        assert not (tmp_path / "out").exists()
+
+
+def test_spark_submit_tells_the_same(tmp_path):
+    documents = write_documents(tmp_path / "documents", [document("x = 1")])
+    home = Path(sys.executable).parent
+    done = subprocess.run(
+        ["spark-submit", dedup.__file__, "--documents", documents, "--output", tmp_path / "out", "--threshold", "1.5"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{home}{os.pathsep}{os.environ['PATH']}"},
+        timeout=120,
+        check=False,
+    )
+    told = done.stdout + done.stderr  # spark-submit passes on both streams of a script as one
+    assert done.returncode == 1
+    assert [line for line in told.splitlines() if "error" in line] == ["error: threshold is 1.5; it must be in (0, 1]"]
+    assert "Traceback" not in told
+    assert not (tmp_path / "out").exists()

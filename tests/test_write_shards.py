@@ -1,0 +1,194 @@
+"""Shards hold the kept documents and nothing else, byte by byte the same however the documents were cut."""
+
+import json
+import random
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_corpus import code, document, write_documents, write_ledger
+
+from spark_jobs import write_shards
+from tokenizer.encode import END_OF_TEXT, Encoder
+from tokenizer.shards import INDEX_NAME, ShardIndex, TokenStream, open_shard, verify_shard
+from tokenizer.train import trained
+
+SHARD_BYTES = 1 << 16
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Documents of 20 repositories, one of which holds half of everything."""
+    draw = random.Random(7)
+    contents = [code(draw, draw.randrange(5, 90)) for _ in range(170)]
+    contents += ["", " ", "x", "\0\n", END_OF_TEXT * 3, "日本 𝔘\r\n"]
+    repos = [f"repo{draw.randrange(20) if draw.random() < 0.5 else 0}" for _ in contents]
+    found = [
+        document(text, repo=repo, path=f"{number}.py")
+        for number, (text, repo) in enumerate(zip(contents, repos, strict=True))
+    ]
+    return [*found, document(None, path="binary.py")]
+
+
+@pytest.fixture(scope="module")
+def kept(rows):
+    return {row["file_id"]: row for number, row in enumerate(rows[:-1]) if number % 5}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    trained([row["content"] for row in rows[:100]], 400).save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def inputs(rows, kept, tokenizer, tmp_path_factory):
+    """The same documents cut in three ways, with their ledgers: the arguments of the job by the number of files."""
+    folder, found = tmp_path_factory.mktemp("inputs"), {}
+    for parts, rows_a_group in ((1, 1000), (3, 10), (7, 1)):
+        shuffled = random.Random(parts).sample(rows, len(rows))
+        documents = write_documents(folder / f"documents{parts}", shuffled, parts, rows_a_group)
+        ledger = write_ledger(folder / f"ledger{parts}", documents, kept)
+        found[parts] = {"documents": documents, "ledger": ledger, "tokenizer": tokenizer}
+    return found
+
+
+@pytest.fixture(scope="module")
+def folders(spark, inputs, tmp_path_factory):
+    """Shards by the number of files that the documents came in."""
+    folder = tmp_path_factory.mktemp("shards")
+    for parts, given in inputs.items():
+        write_shards.main(**given, output=str(folder / str(parts)), validation_share=0.2, shard_bytes=SHARD_BYTES)
+    return {parts: folder / str(parts) for parts in inputs}
+
+
+def test_shards_are_the_same_bytes_however_the_documents_were_cut(folders):
+    def files(folder):
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    first = files(folders[1])
+    assert len(first) > 6
+    assert not [name for name in first if name.startswith(("_", "."))]
+    for parts in (3, 7):
+        assert files(folders[parts]) == first
+
+
+def rows_of(folder, index):
+    """(shard, file id, token ids) of every row."""
+    for shard in index.shards:
+        for batch in open_shard(folder, shard):
+            for tokens, file_id in zip(batch["token_ids"], batch["file_id"].to_pylist(), strict=True):
+                yield shard, file_id, np.asarray(tokens.values, np.uint32)
+
+
+def test_every_kept_document_is_there_once_and_decodes_to_its_text(folders, kept, tokenizer):
+    folder = folders[3]
+    index, encoder = ShardIndex.load(folder), Encoder(tokenizer)
+    found = {file_id: (shard, ids) for shard, file_id, ids in rows_of(folder, index)}
+    assert len(list(rows_of(folder, index))) == len(found) == len(kept)
+    assert set(found) == set(kept)
+    for file_id, (_, ids) in found.items():
+        assert ids[-1] == encoder.end_of_text_id
+        assert (ids[:-1] >= 7).all()
+        assert encoder.decode(ids[:-1]) == kept[file_id]["content"]
+        assert encoder.encode(pa.array([kept[file_id]["content"]]))[0].tolist() == ids.tolist()
+    for shard in index.shards:
+        verify_shard(folder, shard)
+        inside = [file_id for file_id, (there, _) in found.items() if there is shard]
+        assert shard.rows == len(inside)
+        assert shard.tokens == sum(len(found[file_id][1]) for file_id in inside)
+        assert shard.text_bytes == sum(kept[file_id]["size"] for file_id in inside)
+        assert shard.text_bytes < 3 * SHARD_BYTES
+    assert (index.vocab_size, index.end_of_text_id) == (encoder.vocab_size, encoder.end_of_text_id)
+    assert index.tokenizer_fingerprint == encoder.fingerprint == Encoder(folder / "tokenizer").fingerprint
+    assert len(TokenStream(folder, "train", verify=True)) == sum(shard.tokens for shard in index.of_split("train"))
+
+
+def test_repositories_are_held_out_whole(folders, kept):
+    index = ShardIndex.load(folders[1])
+    sides = {"train": set(), "validation": set()}
+    for shard, file_id, _ in rows_of(folders[1], index):
+        sides[shard.split].add(kept[file_id]["repo"])
+    assert sides["train"] & sides["validation"] == set()
+    assert sides["train"] | sides["validation"] == {row["repo"] for row in kept.values()}
+    held_out = sum(shard.text_bytes for shard in index.of_split("validation"))
+    assert 0.1 < held_out / sum(row["size"] for row in kept.values()) <= 0.3
+    assert "repo0" in sides["train"]  # it would overshoot the share by far
+
+
+def test_a_finished_folder_is_skipped_and_another_refused(folders, inputs, tmp_path):
+    folder = folders[1]
+    stamp = (folder / INDEX_NAME).stat().st_mtime_ns
+    job = partial(write_shards.main, **inputs[1], shard_bytes=SHARD_BYTES)
+    job(output=str(folder), validation_share=0.2)
+    assert (folder / INDEX_NAME).stat().st_mtime_ns == stamp
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        job(output=str(folder), validation_share=0.1)
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        job(output=str(folder), validation_share=0.2, seed=1)
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        job(output=str(tmp_path / "precious"))
+    for name in ("documents", "ledger", "tokenizer"):
+        with pytest.raises(ValueError, match="lie in one another"):
+            job(output=inputs[1][name], overwrite=True)
+    assert (folder / INDEX_NAME).stat().st_mtime_ns == stamp
+
+
+def test_another_seed_gives_another_order_and_no_share_no_validation(spark, inputs, folders, kept, tmp_path):
+    job = partial(write_shards.main, **inputs[3], shard_bytes=SHARD_BYTES)
+    job(output=str(tmp_path / "seed"), validation_share=0, seed=5)
+    index = ShardIndex.load(tmp_path / "seed")
+    assert {shard.split for shard in index.shards} == {"train"}
+    order = [file_id for _, file_id, _ in rows_of(tmp_path / "seed", index)]
+    before = [file_id for _, file_id, _ in rows_of(folders[3], ShardIndex.load(folders[3]))]
+    assert sorted(order) == sorted(before) == sorted(kept)
+    assert order != before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"validation_share": 0.6}, "validation_share is 0.6"),
+        ({"shard_bytes": 1000}, "shard_bytes is 1000"),
+        ({"tokenizer": "/nowhere"}, "holds no tokenizer.json"),
+        ({"ledger": "/nowhere"}, "does not exist"),
+    ],
+)
+def test_what_cannot_be_is_refused(inputs, tmp_path, wrong, told):
+    with pytest.raises(ValueError, match=told):
+        write_shards.main(**{**inputs[1], **wrong}, output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_ledger_of_other_documents_is_refused(inputs, tmp_path):
+    other = write_documents(tmp_path / "other", [document("x")])
+    with pytest.raises(ValueError, match="was not made from"):
+        write_shards.main(**{**inputs[1], "documents": other}, output=str(tmp_path / "out"))
+
+
+def test_a_failure_leaves_nothing(spark, inputs, tmp_path, kept):
+    documents = write_documents(tmp_path / "documents", list(kept.values()), 2)
+    ledger = write_ledger(tmp_path / "ledger", documents, kept)
+    (tmp_path / "documents" / "part-1.parquet").unlink()
+    with pytest.raises(Exception, match=r"part-1\.parquet"):
+        write_shards.main(**{**inputs[1], "documents": documents, "ledger": ledger}, output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_workspace_becomes_shards(workspace, tmp_path):
+    write_shards.main(
+        documents=workspace.documents,
+        ledger=workspace.ledger,
+        tokenizer=workspace.tokenizer,
+        output=str(tmp_path / "shards"),
+        validation_share=0.1,
+    )
+    index = ShardIndex.load(tmp_path / "shards")
+    ledger = pq.read_table(workspace.ledger).to_pylist()
+    found = sorted(file_id for _, file_id, _ in rows_of(tmp_path / "shards", index))
+    assert found == sorted(row["file_id"] for row in ledger if row["state"] == "kept")
+    assert index.configuration == json.loads(json.dumps(index.configuration))
