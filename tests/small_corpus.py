@@ -72,7 +72,7 @@ def document(content, *, repo="repo", path="file.py", **columns):
 
 
 def write_documents(folder, rows, parts=1, rows_a_group=1000):
-    """Write rows as a finished table of documents, in so many files and row groups; how it is cut is not its identity."""
+    """Write rows as a finished table of documents, in so many files and row groups; its identity is the same."""
     schema = to_arrow_schema(DOCUMENTS)
     ids = xxhash.xxh3_64_hexdigest(b"".join(sorted(row["file_id"] for row in rows)))
     stage = Stage("documents", str(folder), configuration={"ids": ids}, inputs={}, overwrite=False)

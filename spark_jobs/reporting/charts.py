@@ -77,7 +77,7 @@ def funnel_chart(total: tuple[int, int], steps: Sequence[Step], splits: Sequence
 def histogram_chart(histogram: Histogram) -> dict[str, Any]:
     """Bars of the similarities of near-duplicates."""
     bins = histogram.bins
-    y = axis(0, max([files for _, _, files in bins], default=1) or 1, 230, 20, 4)
+    y = axis(0, max([4, *(files for _, _, files in bins)]), 230, 20, 4)
     x = Axis(bins[0][0], bins[-1][1], 60, WIDTH - 20, [low for low, _, _ in bins] + [bins[-1][1]])
     bars = [
         {"x": x.at(low) + 1, "width": round(x.at(high) - x.at(low) - 2, 1), "y": y.at(files)}

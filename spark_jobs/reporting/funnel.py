@@ -34,14 +34,18 @@ def stage_of(state: str) -> str:
 
 
 def steps_of(states: Mapping[str, Mapping[str, int]]) -> list[Step]:
-    """The removals stage by stage, the largest of a stage first.
+    """The removals stage by stage, the largest of a stage first, but exact copies before near-duplicates.
 
     Args:
         states: files and bytes of each state of the ledger.
     """
     files = sum(sums["files"] for sums in states.values())
     size_bytes = sum(sums["bytes"] for sums in states.values())
-    removed = [(STAGES.index(stage_of(state)), -sums["files"], state) for state, sums in states.items()]
+    copies_first = {state: number for number, state in enumerate(DEDUP)}
+    removed = [
+        (STAGES.index(stage_of(state)), copies_first.get(state, -sums["files"]), state)
+        for state, sums in states.items()
+    ]
     steps = []
     for stage, _, state in sorted(removed):
         if state != KEPT:

@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from spark_jobs.reporting import charts, units
+from spark_jobs.reporting.comparison import printable
 from spark_jobs.tables import Storage
 
 TEMPLATES = ("report_page.html", "report_charts.html", "report_style.html")
@@ -31,6 +32,7 @@ def render(figures: Mapping[str, Any], fingerprint: str) -> str:
         "short": units.short,
         "figure": units.figure,
         "clock": units.clock,
+        "printable": printable,
         "pretty": lambda value: json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str),
     }
     mark = Markup(MARK).format(fingerprint)

@@ -65,13 +65,14 @@ def _python_rules(rules: Rules) -> list[Rule]:
     python = F.col("language") == "Python"
     words = F.greatest("config_words", "test_words")
     allowed = F.floor(F.col("newlines") * rules.config_or_test_share)
-    kind = F.col("config_or_test_head") | (words > allowed)
+    head = F.col("config_or_test_head")
+    share = words / F.greatest(F.col("newlines"), F.lit(1))
     assignments = F.col("assignments")
     return [
         Rule(
             "config_or_test",
-            python & kind & (_draw("config_or_test") < rules.config_or_test_drop),
-            words / F.greatest(F.col("newlines"), F.lit(1)),
+            python & (head | (words > allowed)) & (_draw("config_or_test") < rules.config_or_test_drop),
+            F.when(head, 1.0).otherwise(share),  # the first lines say what all the others are
             rules.config_or_test_share,
         ),
         Rule(
