@@ -9,7 +9,6 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as arrow_fs
@@ -124,8 +123,13 @@ class Storage:
     """A folder on any file system that pyarrow knows, for the few small files that the driver reads and writes."""
 
     def __init__(self, path: str) -> None:
-        self.uri = path if "://" in path else Path(os.path.abspath(path)).as_uri()
-        self.filesystem, self.root = arrow_fs.FileSystem.from_uri(self.uri)
+        local = path.removeprefix("file://")
+        if "://" in local:
+            self.uri = path
+            self.filesystem, self.root = arrow_fs.FileSystem.from_uri(path)
+        else:  # not percent-encoded, because Spark takes the escapes of a local path for its name
+            self.filesystem, self.root = arrow_fs.LocalFileSystem(), os.path.abspath(local)
+            self.uri = f"file://{self.root}"
 
     def exists(self, name: str = "") -> bool:
         return self.filesystem.get_file_info(self._at(name)).type != arrow_fs.FileType.NotFound
