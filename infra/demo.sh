@@ -60,7 +60,7 @@ deepspeed --num_gpus "$processes" --master_port "$port" training/train.py --conf
   --shards "$(table shards)" --output "$(table run)" ${TRAIN_OPTIONS:-}
 stage "generate and report"
 python training/generate.py --model "$(table run)/export" --prompt "$prompt" "import os" "class Stack:" \
-  --output "$(table run)/completions.jsonl"
+  --temperature 0.6 --output "$(table run)/completions.jsonl"
 spark spark_jobs/report.py --workspace "$workspace" --output "$workspace/report.html" --overwrite
 
 printf '\nDone in %d min %02d s.\n' $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60))

@@ -16,7 +16,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from spark_jobs.tables import Storage
+from spark_jobs.storage import Storage
 
 BATCH_BYTES = 16 << 20
 

@@ -175,7 +175,8 @@ def _rewrite(spark: "SparkSession", stage: Any, surplus: "DataFrame") -> dict[st
     """Write the table again without the surplus rows, in the same folder, and return its counts."""
     from pyspark.sql import functions as F
 
-    from spark_jobs.tables import SCRATCH_NAME, Storage
+    from spark_jobs.storage import Storage
+    from spark_jobs.tables import SCRATCH_NAME
 
     table, first = stage.storage, stage.storage.files()
     placed = spark.read.parquet(table.uri).select(

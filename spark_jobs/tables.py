@@ -7,21 +7,20 @@ and skips what is already done. Paths without a scheme are local (or shared) fol
 
 import json
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import pyarrow.fs as arrow_fs
 import xxhash
-from pyarrow import parquet
 from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from spark_jobs.storage import Storage
+from tokenizer.manifest import MANIFEST_NAME, identity
+
 log = logging.getLogger("corella")
 
 SCHEMA_VERSION = 1
-MANIFEST_NAME = "_manifest.json"
 UNFINISHED_NAME = "_unfinished"
 SCRATCH_NAME = "_scratch"
 
@@ -119,52 +118,6 @@ LEDGER = _schema(
 )
 
 
-class Storage:
-    """A folder on any file system that pyarrow knows, for the few small files that the driver reads and writes."""
-
-    def __init__(self, path: str) -> None:
-        local = path.removeprefix("file://")
-        if "://" in local:
-            self.uri = path
-            self.filesystem, self.root = arrow_fs.FileSystem.from_uri(path)
-        else:  # not percent-encoded, because Spark takes the escapes of a local path for its name
-            self.filesystem, self.root = arrow_fs.LocalFileSystem(), os.path.abspath(local)
-            self.uri = f"file://{self.root}"
-
-    def exists(self, name: str = "") -> bool:
-        return self.filesystem.get_file_info(self._at(name)).type != arrow_fs.FileType.NotFound
-
-    def read(self, name: str) -> bytes:
-        with self.filesystem.open_input_file(self._at(name)) as file:
-            return file.read()
-
-    def write(self, name: str, data: bytes) -> None:
-        self.filesystem.create_dir(self.root, recursive=True)
-        with self.filesystem.open_output_stream(self._at(name)) as file:
-            file.write(data)
-
-    def delete(self, name: str) -> None:
-        self.filesystem.delete_file(self._at(name))
-
-    def delete_folder(self) -> None:
-        self.filesystem.delete_dir(self.root)
-
-    def files(self, suffix: str = ".parquet") -> list[arrow_fs.FileInfo]:
-        """The data files below the folder (or the one file that the path names), by path; hidden ones left out."""
-        info = self.filesystem.get_file_info(self.root)
-        if info.type == arrow_fs.FileType.File:
-            return [info]
-        found = self.filesystem.get_file_info(arrow_fs.FileSelector(self.root, recursive=True))
-        shown = [file for file in found if file.is_file and file.path.endswith(suffix) and not self._hidden(file.path)]
-        return sorted(shown, key=lambda file: file.path)
-
-    def _hidden(self, path: str) -> bool:
-        return any(part.startswith(("_", ".")) for part in path[len(self.root) :].split("/"))
-
-    def _at(self, name: str) -> str:
-        return f"{self.root}/{name}" if name else self.root
-
-
 def manifest(path: str) -> dict[str, Any]:
     """The manifest of a finished table; ValueError if there is none."""
     storage = Storage(path)
@@ -178,13 +131,18 @@ def fingerprint(path: str) -> str:
     """Identity of an input: of a table, what made it; of any other Parquet data, its files' names, sizes and times."""
     storage = Storage(path)
     if storage.exists(MANIFEST_NAME):
-        record = manifest(path)
-        identity: Any = {key: record[key] for key in ("kind", "schema_version", "rows", "configuration", "inputs")}
-    else:
-        if not storage.exists():
-            raise ValueError(f"{path} does not exist")
-        identity = [(file.path[len(storage.root) :], file.size, file.mtime_ns) for file in storage.files()]
-    return xxhash.xxh3_64_hexdigest(json.dumps(identity, sort_keys=True).encode())
+        return identity(manifest(path))
+    if not storage.exists():
+        raise ValueError(f"{path} does not exist")
+    files = [(file.path[len(storage.root) :], file.size, file.mtime_ns) for file in storage.files()]
+    return xxhash.xxh3_64_hexdigest(json.dumps(files).encode())
+
+
+def cut(path: str) -> str:
+    """How a table is cut into files. Rows that say where content lies hold for one cut alone."""
+    storage = Storage(path)
+    files = [(file.path[len(storage.root) :], file.size) for file in storage.files()]
+    return xxhash.xxh3_64_hexdigest(json.dumps(files).encode())
 
 
 def require(path: str, kind: str) -> dict[str, Any]:
@@ -204,9 +162,10 @@ def read(spark: SparkSession, path: str, kind: str) -> DataFrame:
 
 def require_made_from(table: str, **inputs: str) -> None:
     """Refuse a table that was not made from these inputs (name=path): they would join to nonsense."""
-    made_from = manifest(table)["inputs"]
+    record = manifest(table)
     for name, path in inputs.items():
-        if made_from.get(name) != fingerprint(path):
+        made_from = (record["inputs"].get(name), record["cuts"].get(name))
+        if made_from != (fingerprint(path), cut(path)):
             raise ValueError(f"{table} was not made from the {name} {path}; make it again from them")
 
 
@@ -249,6 +208,7 @@ class Stage:
             "schema_version": SCHEMA_VERSION,
             "configuration": json.loads(json.dumps(configuration)),
             "inputs": {name: fingerprint(path) for name, path in inputs.items()},
+            "cuts": {name: cut(path) for name, path in inputs.items()},
         }
 
     def done(self) -> bool:
@@ -323,21 +283,3 @@ class Stage:
         self.storage.delete(UNFINISHED_NAME)
         if self.storage.exists(SCRATCH_NAME):
             Storage(f"{self.storage.uri}/{SCRATCH_NAME}").delete_folder()
-
-
-def parquet_files(path: str, columns: Sequence[str]) -> list[arrow_fs.FileInfo]:
-    """The Parquet files at `path`; ValueError if there is none or the first lacks one of these text columns."""
-    storage = Storage(path)
-    if not storage.exists():
-        raise ValueError(f"{path} does not exist")
-    files = storage.files()
-    if not files:
-        raise ValueError(f"{path} holds no Parquet files")
-    with storage.filesystem.open_input_file(files[0].path) as file:
-        there = parquet.read_schema(file)
-    if missing := [name for name in columns if name not in there.names]:
-        raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(there.names)}")
-    texts = ("string", "large_string", "string_view")
-    if odd := [name for name in columns if str(there.field(name).type) not in texts]:
-        raise ValueError(f"{path}: the column {odd[0]} is {there.field(odd[0]).type}; it must be a string")
-    return files

@@ -24,7 +24,7 @@ def test_every_file_is_there_once_with_its_place(workspace):
     assert {row["path"] for row in rows.values()} == files
     for file_id, row in rows.items():
         assert all(row[name] == documents[file_id][name] for name in ("repo", "path", "language"))
-        assert row["size"] == len((documents[file_id]["content"] or "").encode()) or row["state"] != KEPT
+        assert row["size"] == (workspace.corpus / row["path"]).stat().st_size
         with pq.ParquetFile(Path(workspace.documents) / row["part"]) as part:
             group = part.read_row_group(row["row_group"], columns=["file_id"])
         assert group.column("file_id")[row["row"]].as_py() == file_id

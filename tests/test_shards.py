@@ -94,8 +94,12 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path):
         with (tmp_path / "s.arrow").open("wb") as sink:
             writer = ShardWriter(sink, vocab_size)
             writer.append([vocab_size - 1], bytes(16), 1)
-            with pytest.raises(ValueError, match=f"token id {vocab_size} is outside the vocabulary of {vocab_size}"):
+            with pytest.raises(
+                ValueError, match=f"token ids 0 to {vocab_size} are outside the vocabulary of {vocab_size}"
+            ):
                 writer.append([0, vocab_size], bytes(16), 1)
+            with pytest.raises(ValueError, match="token ids -1 to 0 are outside"):
+                writer.append([0, -1], bytes(16), 1)
             assert writer.close("s.arrow", "train").tokens == 1
 
 

@@ -6,8 +6,9 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import small_corpus
 
-from spark_jobs import tables
+from spark_jobs import storage, tables
 from spark_jobs.tables import Stage
 
 LABEL = {"label": "first"}
@@ -124,15 +125,15 @@ def test_plain_parquet_is_known_by_its_files(tmp_path):
     (folder / ".x.parquet").write_text("")
     (folder / "notes.txt").write_text("")
     assert tables.fingerprint(str(folder)) == first
-    assert [file.base_name for file in tables.parquet_files(str(folder), ["content"])] == ["a.parquet"]
-    assert [file.base_name for file in tables.parquet_files(str(folder / "deep/a.parquet"), [])] == ["a.parquet"]
+    assert [file.base_name for file in storage.parquet_files(str(folder), ["content"])] == ["a.parquet"]
+    assert [file.base_name for file in storage.parquet_files(str(folder / "deep/a.parquet"), [])] == ["a.parquet"]
     pq.write_table(pa.table({"content": ["b", "c"]}), folder / "b.parquet")
     assert tables.fingerprint(str(folder)) != first
     with pytest.raises(ValueError, match=r"lacks the column\(s\) text; it has content"):
-        tables.parquet_files(str(folder), ["text"])
+        storage.parquet_files(str(folder), ["text"])
     (folder / "_hidden" / "x.parquet").unlink()
     with pytest.raises(ValueError, match="holds no Parquet files"):
-        tables.parquet_files(str(folder / "_hidden"), [])
+        storage.parquet_files(str(folder / "_hidden"), [])
     with pytest.raises(ValueError, match="does not exist"):
         tables.fingerprint(str(tmp_path / "nowhere"))
 
@@ -152,3 +153,20 @@ def test_rows_and_aggregates_are_counted_while_writing(tmp_path, spark):
     assert record["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.parquet"))
     read = tables.read(spark, str(tmp_path / "out"), "numbers")
     assert sorted(row.id for row in read.collect()) == list(range(100))
+
+
+def test_a_table_that_was_cut_anew_is_not_what_places_were_told_of(tmp_path):
+    """Signals and ledgers say where content lies: the same rows in other files make them stale."""
+    documents = small_corpus.write_documents(tmp_path / "documents", [small_corpus.document("x = 1")] * 2)
+    signals = Stage(
+        "signals", str(tmp_path / "signals"), configuration={}, inputs={"documents": documents}, overwrite=False
+    )
+    with signals:
+        signals.finish(rows=2)
+    tables.require_made_from(str(tmp_path / "signals"), documents=documents)
+    before = tables.fingerprint(documents)
+    shutil.rmtree(documents)
+    small_corpus.write_documents(tmp_path / "documents", [small_corpus.document("x = 1")] * 2, parts=2)
+    assert tables.fingerprint(documents) == before
+    with pytest.raises(ValueError, match="was not made from the documents"):
+        tables.require_made_from(str(tmp_path / "signals"), documents=documents)

@@ -134,8 +134,8 @@ class ShardWriter:
     def append(self, token_ids: Sequence[int] | TokenArray, file_id: bytes, text_bytes: int) -> None:
         """Add a document: its ids (length n), the 16-byte id of its file and the UTF-8 size of its text."""
         ids = np.asarray(token_ids)
-        if ids.size and int(ids.max()) >= self.vocab_size:
-            raise ValueError(f"token id {int(ids.max())} is outside the vocabulary of {self.vocab_size}")
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
+            raise ValueError(f"token ids {ids.min()} to {ids.max()} are outside the vocabulary of {self.vocab_size}")
         self._ids.append(ids.astype(self.dtype))
         self._files.append(file_id)
         self._pending += ids.size

@@ -84,8 +84,6 @@ def trained(texts: list[str], vocab_size: int) -> "Tokenizer":
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    # The text of a special token in a document is text: it must not count as one while training either.
-    tokenizer.encode_special_tokens = True
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
@@ -130,12 +128,12 @@ def _draw(file_id: bytes, seed: int) -> float:
 
 
 def _fingerprint(table: str) -> str:
-    import xxhash
+    from tokenizer.manifest import MANIFEST_NAME, identity
 
-    manifest = Path(table) / "_manifest.json"
+    manifest = Path(table) / MANIFEST_NAME
     if not manifest.is_file():
         raise ValueError(f"{table} is not a finished table: no {manifest.name}")
-    return xxhash.xxh3_64_hexdigest(manifest.read_bytes())
+    return identity(json.loads(manifest.read_text()))
 
 
 def _done(folder: Path, record: dict[str, Any], overwrite: bool) -> bool:

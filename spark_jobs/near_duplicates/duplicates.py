@@ -7,7 +7,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from spark_jobs import tables
+from spark_jobs import storage, tables
 from spark_jobs.content import LOCATION, arrow_schema, grouped_by_row_group, pieces
 from spark_jobs.near_duplicates.candidates import BANDS, ROWS, candidate_pairs, recall
 from spark_jobs.near_duplicates.keep_order import id_of, keep_key
@@ -44,7 +44,7 @@ def configuration(threshold: float) -> dict[str, Any]:
 
 def plan(documents: str, threshold: float) -> str:
     """What a run would do: input, and the chance of banding to see a pair by its similarity."""
-    files = tables.parquet_files(documents, ["content"])
+    files = storage.parquet_files(documents, ["content"])
     size = sum(file.size for file in files) / 1e6
     curve = ", ".join(f"{recall(similarity):.4f} at {similarity}" for similarity in sorted({threshold, 0.7, 0.8, 0.9}))
     return (
@@ -130,7 +130,7 @@ def _named(resolved: DataFrame, competing: DataFrame) -> DataFrame:
 def survivors_of(competing: DataFrame, duplicates: DataFrame, documents: str) -> DataFrame:
     """The competing rows of the data at `documents` that were not removed, with all their columns."""
     spark = competing.sparkSession
-    schema = spark.read.option("recursiveFileLookup", True).parquet(tables.Storage(documents).uri).schema
+    schema = spark.read.option("recursiveFileLookup", True).parquet(storage.Storage(documents).uri).schema
     arrow = arrow_schema(schema)
 
     def fetch(work: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

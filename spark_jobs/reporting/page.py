@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from spark_jobs.reporting import charts, units
 from spark_jobs.reporting.comparison import printable
-from spark_jobs.tables import Storage
+from spark_jobs.storage import Storage
 
 TEMPLATES = ("report_page.html", "report_charts.html", "report_style.html")
 MARK = '<meta name="corella-fingerprint" content="{}">'

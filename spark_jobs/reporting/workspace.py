@@ -11,6 +11,7 @@ import xxhash
 from pyspark.sql import DataFrame, SparkSession
 
 from spark_jobs import tables
+from spark_jobs.storage import Storage
 from tokenizer.shards import INDEX_NAME, ShardIndex
 
 TABLES = ("documents", "signals", "verdicts", "duplicates", "ledger")
@@ -48,7 +49,7 @@ class Workspace:
     @cached_property
     def shards(self) -> ShardIndex | None:
         """The index of the shards, if they are written; ValueError if they were made from another ledger."""
-        if not tables.Storage(self.path("shards")).exists(INDEX_NAME):
+        if not Storage(self.path("shards")).exists(INDEX_NAME):
             return None
         index = ShardIndex.load(self.shards_folder)
         made_from = index.configuration.get("inputs", {}).get("ledger")
@@ -59,12 +60,12 @@ class Workspace:
     @property
     def shards_folder(self) -> Path:
         """The shards' folder, on the file system that the workers share."""
-        return Path(tables.Storage(self.path("shards")).root)
+        return Path(Storage(self.path("shards")).root)
 
     @cached_property
     def run_files(self) -> Mapping[str, bytes]:
         """The files of the training run that are there; ValueError if it trained on other shards."""
-        storage = tables.Storage(self.path("run"))
+        storage = Storage(self.path("run"))
         found = {name: storage.read(name) for name in RUN_FILES if storage.exists(name)}
         trained_on = json.loads(found.get("plan.json", b"{}")).get("data_fingerprint")
         if trained_on and self.shards and trained_on != self.shards.fingerprint("train"):
@@ -79,7 +80,7 @@ class Workspace:
             kind: {key: value for key, value in record.items() if key not in told}
             for kind, record in self.manifests.items()
         }
-        storage = tables.Storage(self.path("tokenizer"))
+        storage = Storage(self.path("tokenizer"))
         if storage.exists("training.json"):
             found["tokenizer"] = json.loads(storage.read("training.json"))
         if self.shards:

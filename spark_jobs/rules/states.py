@@ -19,7 +19,7 @@ def ledger_of(
     twins = duplicates.select(
         "file_id", "kind", "similarity", "kept_file_id", F.concat_ws("/", "kept_repo", "kept_path").alias("twin")
     )
-    judged = signals.join(verdicts, "file_id", "left").join(twins, "file_id", "left")
+    judged = signals.join(verdicts, "file_id").join(twins, "file_id", "left")
     if contaminated is None:
         judged = judged.withColumn("task", F.lit(None).cast("string")).withColumn(
             "matched", F.lit(None).cast("string")

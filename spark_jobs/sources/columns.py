@@ -36,14 +36,13 @@ _TYPES = {
 def document_columns(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The columns of a document, by our names, of a batch of any data set with a `content` column.
 
-    Missing texts are "", missing licences [], missing stars null; `size` is that of the content where there is one,
-    and `file_id` is made of repository, revision, path and content where there is none.
+    Missing texts are "", missing licences [], missing stars null. Rows that do not come from ingest get their
+    `file_id` from repository, revision, path and content, and as `size` that of the content.
     """
     columns = {name: _column(batch, name, kind) for name, kind in _TYPES.items()}
-    sizes = pc.binary_length(columns["content"])
-    given_sizes = batch.column("size").cast(pa.int64()) if "size" in batch.schema.names else sizes
-    columns["size"] = pc.coalesce(sizes, given_sizes)
-    columns["file_id"] = batch.column("file_id") if _is_ours(batch.schema) else _file_ids(columns)
+    ours = _is_ours(batch.schema)
+    columns["size"] = batch.column("size") if ours else pc.binary_length(columns["content"])
+    columns["file_id"] = batch.column("file_id") if ours else _file_ids(columns)
     return pa.record_batch(list(columns.values()), names=list(columns))
 
 

@@ -1,0 +1,71 @@
+"""Folders of files on any file system that pyarrow knows, as the driver and the workers need them."""
+
+import os
+from collections.abc import Sequence
+
+import pyarrow.fs as arrow_fs
+from pyarrow import parquet
+
+
+class Storage:
+    """A folder on any file system that pyarrow knows, for the few small files that the driver reads and writes."""
+
+    def __init__(self, path: str) -> None:
+        local = path.removeprefix("file://")
+        if "://" in local:
+            self.uri = path
+            self.filesystem, self.root = arrow_fs.FileSystem.from_uri(path)
+        else:  # not percent-encoded, because Spark takes the escapes of a local path for its name
+            self.filesystem, self.root = arrow_fs.LocalFileSystem(), os.path.abspath(local)
+            self.uri = f"file://{self.root}"
+
+    def exists(self, name: str = "") -> bool:
+        return self.filesystem.get_file_info(self._at(name)).type != arrow_fs.FileType.NotFound
+
+    def read(self, name: str) -> bytes:
+        with self.filesystem.open_input_file(self._at(name)) as file:
+            return file.read()
+
+    def write(self, name: str, data: bytes) -> None:
+        self.filesystem.create_dir(self.root, recursive=True)
+        with self.filesystem.open_output_stream(self._at(name)) as file:
+            file.write(data)
+
+    def delete(self, name: str) -> None:
+        self.filesystem.delete_file(self._at(name))
+
+    def delete_folder(self) -> None:
+        self.filesystem.delete_dir(self.root)
+
+    def files(self, suffix: str = ".parquet") -> list[arrow_fs.FileInfo]:
+        """The data files below the folder (or the one file that the path names), by path; hidden ones left out."""
+        info = self.filesystem.get_file_info(self.root)
+        if info.type == arrow_fs.FileType.File:
+            return [info]
+        found = self.filesystem.get_file_info(arrow_fs.FileSelector(self.root, recursive=True))
+        shown = [file for file in found if file.is_file and file.path.endswith(suffix) and not self._hidden(file.path)]
+        return sorted(shown, key=lambda file: file.path)
+
+    def _hidden(self, path: str) -> bool:
+        return any(part.startswith(("_", ".")) for part in path[len(self.root) :].split("/"))
+
+    def _at(self, name: str) -> str:
+        return f"{self.root}/{name}" if name else self.root
+
+
+def parquet_files(path: str, columns: Sequence[str]) -> list[arrow_fs.FileInfo]:
+    """The Parquet files at `path`; ValueError if there is none or the first lacks one of these text columns."""
+    storage = Storage(path)
+    if not storage.exists():
+        raise ValueError(f"{path} does not exist")
+    files = storage.files()
+    if not files:
+        raise ValueError(f"{path} holds no Parquet files")
+    with storage.filesystem.open_input_file(files[0].path) as file:
+        there = parquet.read_schema(file)
+    if missing := [name for name in columns if name not in there.names]:
+        raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(there.names)}")
+    texts = ("string", "large_string", "string_view")
+    if odd := [name for name in columns if str(there.field(name).type) not in texts]:
+        raise ValueError(f"{path}: the column {odd[0]} is {there.field(odd[0]).type}; it must be a string")
+    return files
