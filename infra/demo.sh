@@ -18,6 +18,7 @@ fi
 # As many processes as GPUs; on a CPU machine two.
 gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
 processes=$((gpus > 0 ? gpus : 2))
+if [ "$gpus" -eq 0 ]; then export DS_ACCELERATOR=cpu; fi
 prompt='def fibonacci(n):'
 
 hint() {
@@ -56,11 +57,27 @@ spark spark_jobs/write_shards.py --documents "$(table documents)" --ledger "$(ta
 stage "train: $processes processes under DeepSpeed"
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 # shellcheck disable=SC2086
-deepspeed --num_gpus "$processes" --master_port "$port" training/train.py --config training/configs/demo.yaml \
+deepspeed --log_level error --num_gpus "$processes" --master_port "$port" training/train.py --config training/configs/demo.yaml \
   --shards "$(table shards)" --output "$(table run)" ${TRAIN_OPTIONS:-}
 stage "generate and report"
 python training/generate.py --model "$(table run)/export" --prompt "$prompt" "import os" "class Stack:" \
   --temperature 0.6 --output "$(table run)/completions.jsonl"
 spark spark_jobs/report.py --workspace "$workspace" --output "$workspace/report.html" --overwrite
 
-printf '\nDone in %d min %02d s.\n' $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60))
+printf '\nDone in %d min %02d s. Where to look:\n' $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60))
+python - "$workspace" <<'END'
+import json, sys
+from pathlib import Path
+
+workspace = Path(sys.argv[1])
+summary = json.loads((workspace / "run" / "summary.json").read_text())
+first = json.loads((workspace / "run" / "completions.jsonl").read_text().splitlines()[0])
+print(f"  report          {workspace / 'report.html'}")
+print(f"  model           {workspace / 'run' / 'export'}")
+print(f"  trained         {summary['parameters']:,} parameters on {summary['tokens']:,} tokens")
+print(f"  held-out loss   {summary['validation_loss']:.4f} nats a token")
+print(f"  perplexity      {summary['perplexity']:.2f}")
+print(f"  bits per byte   {summary['bits_per_byte']:.4f}")
+print(f"  completion of   {first['prompt']}\n")
+print("".join(f"    {line}\n" for line in (first["prompt"] + first["completion"]).splitlines()))
+END

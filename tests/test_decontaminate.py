@@ -13,11 +13,12 @@ from spark_jobs import decontaminate, dedup, filter, ledger, measure
 from spark_jobs.rules.contamination import runs_of, tasks_of
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "HumanEval.jsonl.gz"
+SHARED_LINE = "from typing import List\n"
 TASKS = {
-    "T/1": "from typing import List\ndef running_sum(values: List[int]):\n    '''Sums of all beginnings of the list.'''\n",
-    "T/2": "from typing import List\ndef longest_run(values: List[int]):\n    '''Length of the longest equal stretch.'''\n",
+    "T/1": f"{SHARED_LINE}def running_sum(values: List[int]):\n    '''Sums of all beginnings of the list.'''\n",
+    "T/2": f"{SHARED_LINE}def longest_run(values: List[int]):\n    '''Length of the longest equal stretch.'''\n",
 }
-TASK_TEXT = TASKS["T/1"].split("\n", 1)[1]
+TASK_TEXT = TASKS["T/1"].removeprefix(SHARED_LINE)
 
 
 def words_runs(text, size):

@@ -19,7 +19,7 @@ from tokenizer.shards import ShardIndex, open_shard
 ROOT = Path(__file__).parent.parent
 TRAIN_OPTIONS = (
     "--max_steps 12 --evaluate_every 6 --checkpoint_every 6 --evaluation_tokens 2048 --model.hidden_size 64 "
-    "--model.layers 2 --batch.sequence_length 64 --schedule.warmup_steps 2"
+    "--model.layers 2 --batch.sequence_length 128 --schedule.warmup_steps 2"
 )
 
 
