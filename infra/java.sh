@@ -32,8 +32,12 @@ if ! command -v apt-get >/dev/null || { [ -n "$as_root" ] && ! $as_root true 2>/
 fi
 echo "setup: installing a Java runtime through apt"
 $as_root apt-get update -qq
-$as_root apt-get install -y -qq --no-install-recommends default-jre-headless
-if ! enough; then
-  echo "error: apt's default Java is older than $needed; $help" >&2
-  exit 1
-fi
+for package in openjdk-17-jre-headless openjdk-21-jre-headless default-jre-headless; do
+  if apt-cache show "$package" >/dev/null 2>&1 &&
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$package" &&
+    enough; then
+    exit 0
+  fi
+done
+echo "error: apt offers no Java $needed or newer; $help" >&2
+exit 1

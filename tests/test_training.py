@@ -1,115 +1,39 @@
 """Training as a user runs it: real processes, real DeepSpeed, tiny models."""
 
-import contextlib
 import json
 import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from small_shards import make_shards, make_tokenizer
+from small_runs import (
+    LIMIT_SECONDS,
+    LONG,
+    ROOT,
+    SHORT,
+    TINY,
+    finish,
+    free_port,
+    losses,
+    metrics,
+    started,
+    train,
+    wait_for_step,
+    words,
+)
+from small_shards import make_shards
 
 from tokenizer.encode import Encoder
-
-ROOT = Path(__file__).parent.parent
-TRAIN = ROOT / "training" / "train.py"
-TINY = {
-    "model.hidden_size": 32,
-    "model.layers": 2,
-    "model.heads": 2,
-    "batch.sequence_length": 32,
-    "batch.sequences": 8,
-    "batch.sequences_per_device": 2,
-    "optimizer.learning_rate": 0.01,
-    "schedule.warmup_steps": 4,
-    "evaluation_tokens": 2000,
-}
-LONG = TINY | {"max_steps": 80, "checkpoint_every": 20, "evaluate_every": 40, "model.dropout": 0.05}
-SHORT = TINY | {"max_steps": 8, "checkpoint_every": 100, "evaluate_every": 100}
-LIMIT_SECONDS = 240
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("data") / "shards")
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
-def words(shards, output, options):
-    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [str(TRAIN), "--shards", str(shards), "--output", str(output), *flags]
-
-
-@contextlib.contextmanager
-def started(shards, output, options, world_size):
-    """The processes of one job, each a group of its own; what is left of them is killed at the end."""
-    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    jobs = []
-    for rank in range(world_size):
-        environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        jobs.append(
-            subprocess.Popen(
-                [sys.executable, *words(shards, output, options)],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
-        )
-    try:
-        yield jobs
-    finally:
-        for job in jobs:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(job.pid, signal.SIGKILL)
-            job.wait()
-            job.stdout.close()
-
-
-def finish(jobs):
-    """Exit codes and outputs of a job that ends by itself."""
-    outputs = [job.communicate(timeout=LIMIT_SECONDS)[0] for job in jobs]
-    return [job.returncode for job in jobs], outputs
-
-
-def train(shards, output, options, world_size=2):
-    with started(shards, output, options, world_size) as jobs:
-        codes, outputs = finish(jobs)
-    assert codes == [0] * world_size, outputs
-    return outputs
-
-
-def metrics(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run):
-    return [row["loss"] for row in metrics(run)]
-
-
-def wait_for_step(run, step, jobs):
-    """Return when a run has recorded `step`, while its processes live."""
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while time.monotonic() < deadline:
-        assert all(job.poll() is None for job in jobs), [job.stdout.read() for job in jobs]
-        path = run / "metrics.jsonl"
-        if path.is_file() and path.read_text().count("\n") >= step:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"step {step} did not come within {LIMIT_SECONDS} s")
 
 
 @pytest.fixture(scope="module")
@@ -348,84 +272,3 @@ def test_minutes_become_steps_that_are_revised_and_written_down(shards, tmp_path
         assert row["learning_rate"] == learning_rate(row["step"], plan["planned"], 0.01, Schedule(warmup_steps=4))
     (printed,) = train(shards, run, options, world_size=1)
     assert "already trained" in printed
-
-
-def refused(shards, output, options, folder=None):
-    job = subprocess.run(
-        [sys.executable, *words(shards, output, options)], capture_output=True, text=True, timeout=LIMIT_SECONDS
-    )
-    assert not output.exists()
-    assert "Traceback" not in job.stderr
-    return job
-
-
-@pytest.mark.parametrize(
-    ("changed", "line"),
-    [
-        ({"shards": "nowhere"}, "index.json is missing"),
-        ({"batch.sequence_length": 10**6}, "batch.sequence_length 1000000 needs 1000001 tokens"),
-        ({"model.hidden_size": 33}, "model.hidden_size 33 is no multiple of model.heads 2"),
-        ({"optimizer.learning_rate": 3}, "optimizer.learning_rate 3.0 is outside 0 to 1"),
-        ({"max_steps": 0}, "max_steps 0 is below 1"),
-        ({"checkpoint_every": 0}, "checkpoint_every 0 is below 1"),
-        ({"keep_checkpoints": 0}, "keep_checkpoints 0 is below 1"),
-        ({"deepspeed": "nowhere.json"}, "no DeepSpeed configuration at nowhere.json"),
-        ({"tokenizer": "nowhere"}, "no tokenizer.json in nowhere"),
-    ],
-)
-def test_faults_of_the_user_cost_one_line_and_leave_no_folder(shards, tmp_path, changed, line):
-    options = SHORT | changed
-    job = refused(options.pop("shards", shards), tmp_path / "run", options)
-    assert job.returncode == 1
-    assert line in job.stderr
-    assert job.stderr.count("\n") == 1
-
-
-def test_unknown_option_is_a_usage_error(shards, tmp_path):
-    assert refused(shards, tmp_path / "run", SHORT | {"modell.layers": 3}).returncode == 2
-
-
-def test_tokenizer_of_other_shards_is_refused(shards, tmp_path):
-    make_tokenizer(tmp_path / "other", vocab_size=280)
-    job = refused(shards, tmp_path / "run", SHORT | {"tokenizer": tmp_path / "other"})
-    assert job.returncode == 1
-    assert "280 entries" in job.stderr
-
-
-def test_damaged_shard_is_named(shards, tmp_path):
-    broken = shutil.copytree(shards, tmp_path / "shards")
-    with (broken / "train-1.arrow").open("ab") as file:
-        file.write(b"more")
-    with started(broken, tmp_path / "run", SHORT, 1) as jobs:
-        (code,), (printed,) = finish(jobs)
-    assert code == 1
-    assert "train-1.arrow" in printed
-    assert "Traceback" not in printed
-
-
-def test_keys_of_the_run_in_a_deepspeed_configuration_are_refused(shards, tmp_path):
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": 1}, "optimizer": {"type": "AdamW"}}))
-    job = refused(shards, tmp_path / "run", SHORT | {"deepspeed": path})
-    assert job.returncode == 1
-    assert "'optimizer' is decided by --optimizer.*; remove it" in job.stderr
-
-
-def test_folder_that_is_no_run_is_never_overwritten(shards, tmp_path):
-    (tmp_path / "thesis.txt").write_text("dear to someone")
-    with started(shards, tmp_path, SHORT | {"overwrite": "true"}, 1) as jobs:
-        (code,), (printed,) = finish(jobs)
-    assert code == 1
-    assert "is no training run" in printed
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_help_answers_without_torch():
-    begun = time.monotonic()
-    job = subprocess.run(
-        [sys.executable, "-X", "importtime", str(TRAIN), "--help"], capture_output=True, text=True, check=True
-    )
-    assert "--train_minutes" in job.stdout
-    loaded = {line.split("|")[-1].strip() for line in job.stderr.splitlines()}
-    assert not loaded & {"torch", "deepspeed", "transformers"}
-    assert time.monotonic() - begun < 10

@@ -1,0 +1,99 @@
+"""Training runs of tiny models as real processes: starting them, waiting for them, reading what they wrote."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / "training" / "train.py"
+TINY = {
+    "model.hidden_size": 32,
+    "model.layers": 2,
+    "model.heads": 2,
+    "batch.sequence_length": 32,
+    "batch.sequences": 8,
+    "batch.sequences_per_device": 2,
+    "optimizer.learning_rate": 0.01,
+    "schedule.warmup_steps": 4,
+    "evaluation_tokens": 2000,
+}
+LONG = TINY | {"max_steps": 80, "checkpoint_every": 20, "evaluate_every": 40, "model.dropout": 0.05}
+SHORT = TINY | {"max_steps": 8, "checkpoint_every": 100, "evaluate_every": 100}
+LIMIT_SECONDS = 240
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def words(shards, output, options):
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [str(TRAIN), "--shards", str(shards), "--output", str(output), *flags]
+
+
+@contextlib.contextmanager
+def started(shards, output, options, world_size):
+    """The processes of one job, each a group of its own; what is left of them is killed at the end."""
+    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    jobs = []
+    for rank in range(world_size):
+        environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        jobs.append(
+            subprocess.Popen(
+                [sys.executable, *words(shards, output, options)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
+    try:
+        yield jobs
+    finally:
+        for job in jobs:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+            job.stdout.close()
+
+
+def finish(jobs):
+    """Exit codes and outputs of a job that ends by itself."""
+    outputs = [job.communicate(timeout=LIMIT_SECONDS)[0] for job in jobs]
+    return [job.returncode for job in jobs], outputs
+
+
+def train(shards, output, options, world_size=2):
+    with started(shards, output, options, world_size) as jobs:
+        codes, outputs = finish(jobs)
+    assert codes == [0] * world_size, outputs
+    return outputs
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run):
+    return [row["loss"] for row in metrics(run)]
+
+
+def wait_for_step(run, step, jobs):
+    """Return when a run has recorded `step`, while its processes live."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while time.monotonic() < deadline:
+        assert all(job.poll() is None for job in jobs), [job.stdout.read() for job in jobs]
+        path = run / "metrics.jsonl"
+        if path.is_file() and path.read_text().count("\n") >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} did not come within {LIMIT_SECONDS} s")

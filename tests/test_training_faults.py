@@ -1,0 +1,85 @@
+"""What a user can get wrong in training: one line, an exit code, and nothing left behind."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from small_runs import LIMIT_SECONDS, SHORT, finish, started, words
+from small_shards import make_shards, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+def refused(shards, output, options, folder=None):
+    job = subprocess.run(
+        [sys.executable, *words(shards, output, options)], capture_output=True, text=True, timeout=LIMIT_SECONDS
+    )
+    assert not output.exists()
+    assert "Traceback" not in job.stderr
+    return job
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"shards": "nowhere"}, "index.json is missing"),
+        ({"batch.sequence_length": 10**6}, "batch.sequence_length 1000000 needs 1000001 tokens"),
+        ({"model.hidden_size": 33}, "model.hidden_size 33 is no multiple of model.heads 2"),
+        ({"optimizer.learning_rate": 3}, "optimizer.learning_rate 3.0 is outside 0 to 1"),
+        ({"max_steps": 0}, "max_steps 0 is below 1"),
+        ({"checkpoint_every": 0}, "checkpoint_every 0 is below 1"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints 0 is below 1"),
+        ({"deepspeed": "nowhere.json"}, "no DeepSpeed configuration at nowhere.json"),
+        ({"tokenizer": "nowhere"}, "no tokenizer.json in nowhere"),
+    ],
+)
+def test_faults_of_the_user_cost_one_line_and_leave_no_folder(shards, tmp_path, changed, line):
+    options = SHORT | changed
+    job = refused(options.pop("shards", shards), tmp_path / "run", options)
+    assert job.returncode == 1
+    assert line in job.stderr
+    assert job.stderr.count("\n") == 1
+
+
+def test_unknown_option_is_a_usage_error(shards, tmp_path):
+    assert refused(shards, tmp_path / "run", SHORT | {"modell.layers": 3}).returncode == 2
+
+
+def test_tokenizer_of_other_shards_is_refused(shards, tmp_path):
+    make_tokenizer(tmp_path / "other", vocab_size=280)
+    job = refused(shards, tmp_path / "run", SHORT | {"tokenizer": tmp_path / "other"})
+    assert job.returncode == 1
+    assert "280 entries" in job.stderr
+
+
+def test_damaged_shard_is_named(shards, tmp_path):
+    broken = shutil.copytree(shards, tmp_path / "shards")
+    with (broken / "train-1.arrow").open("ab") as file:
+        file.write(b"more")
+    with started(broken, tmp_path / "run", SHORT, 1) as jobs:
+        (code,), (printed,) = finish(jobs)
+    assert code == 1
+    assert "train-1.arrow" in printed
+    assert "Traceback" not in printed
+
+
+def test_keys_of_the_run_in_a_deepspeed_configuration_are_refused(shards, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 1}, "optimizer": {"type": "AdamW"}}))
+    job = refused(shards, tmp_path / "run", SHORT | {"deepspeed": path})
+    assert job.returncode == 1
+    assert "'optimizer' is decided by --optimizer.*; remove it" in job.stderr
+
+
+def test_folder_that_is_no_run_is_never_overwritten(shards, tmp_path):
+    (tmp_path / "thesis.txt").write_text("dear to someone")
+    with started(shards, tmp_path, SHORT | {"overwrite": "true"}, 1) as jobs:
+        (code,), (printed,) = finish(jobs)
+    assert code == 1
+    assert "is no training run" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
