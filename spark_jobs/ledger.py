@@ -46,7 +46,7 @@ def main(
         states.reconcile(ledger, counts, found["duplicates"], {kind: tables.manifest(inputs[kind]) for kind in inputs})
         stage.write(ledger, facts={"states": counts})
     for state, count in counts.items():
-        print(f"  {state:<22}{count['files']:>12,} files {count['bytes'] / 1e6:>14,.1f} MB")
+        print(f"  {state:<30}{count['files']:>12,} files {count['bytes'] / 1e6:>14,.1f} MB")
     print(f"ledger: {sum(count['files'] for count in counts.values()):,} files, each once, in {output}")
 
 
