@@ -75,9 +75,12 @@ first = json.loads((workspace / "run" / "completions.jsonl").read_text().splitli
 print(f"  report          {workspace / 'report.html'}")
 print(f"  model           {workspace / 'run' / 'export'}")
 print(f"  trained         {summary['parameters']:,} parameters on {summary['tokens']:,} tokens")
-print(f"  held-out loss   {summary['validation_loss']:.4f} nats a token")
-print(f"  perplexity      {summary['perplexity']:.2f}")
-print(f"  bits per byte   {summary['bits_per_byte']:.4f}")
+if "validation_loss" in summary:
+    print(f"  held-out loss   {summary['validation_loss']:.4f} nats a token")
+    print(f"  perplexity      {summary['perplexity']:.2f}")
+    print(f"  bits per byte   {summary['bits_per_byte']:.4f}")
+else:
+    print("  held-out loss   none: the corpus has no second repository to hold out")
 print(f"  completion of   {first['prompt']}\n")
 print("".join(f"    {line}\n" for line in (first["prompt"] + first["completion"]).splitlines()))
 END

@@ -41,7 +41,7 @@ def make_tokenizer(folder: Path, vocab_size: int = 300) -> Encoder:
 def make_shards(folder: Path, *, train: int = 400, validation: int = 40, seed: int = 0, per_shard: int = 150) -> Path:
     """Write `train` and `validation` documents as shards, with their tokenizer beside them."""
     encoder, shards = make_tokenizer(folder / "tokenizer"), []
-    for split, count in (("train", train), ("validation", validation)):
+    for split, count in (("train", train), *([("validation", validation)] if validation else [])):
         texts = documents(count, seed=seed + (split == "train"))
         ids = encoder.encode(pa.array(texts))
         for number, first in enumerate(range(0, count, per_shard)):

@@ -258,6 +258,14 @@ def test_every_zero_stage_on_two_processes_trains_as_one_process_does(alone, sha
     assert json.loads((run / "plan.json").read_text())["max_steps"] == 8
 
 
+def test_data_without_a_validation_split_trains_without_held_out_figures(tmp_path):
+    shards = make_shards(tmp_path / "shards", validation=0)
+    (printed,) = train(shards, tmp_path / "run", SHORT | {"max_steps": 2}, world_size=1)
+    assert "no validation split" in printed
+    assert len(losses(tmp_path / "run")) == 2
+    assert not any("validation_loss" in row for row in metrics(tmp_path / "run"))
+
+
 def test_minutes_become_steps_that_are_revised_and_written_down(shards, tmp_path):
     from training.config import Schedule
     from training.optimizer import learning_rate

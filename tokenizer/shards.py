@@ -62,6 +62,10 @@ class ShardIndex:
     configuration: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
+    def has_split(self, split: str) -> bool:
+        """Whether any shard belongs to a split."""
+        return any(shard.split == split for shard in self.shards)
+
     def of_split(self, split: str) -> tuple[Shard, ...]:
         """The shards of one split; ValueError names the splits there are if it has none."""
         found = tuple(shard for shard in self.shards if shard.split == split)

@@ -1,5 +1,6 @@
 """A run made ready before any process starts torch: its plan, data and folder, checked so that faults cost nothing."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from training.config import Recipe
 from training.engine import zero_stage
 from training.processes import Processes
 from training.run_folder import Plan, RunFolder, find_tokenizer
+
+log = logging.getLogger("train")
 
 
 @dataclass(frozen=True)
@@ -115,10 +118,12 @@ def prepare(
         TokenStream(shards, "train"), sequence_length=sequence_length, sequences=sequences, seed=recipe.seed
     )
     evaluation = None
-    if evaluation_tokens:
+    if evaluation_tokens and index.has_split("validation"):
         evaluation = EvaluationBatches(
             TokenStream(shards, "validation"), sequence_length=sequence_length, max_tokens=evaluation_tokens
         )
+    elif evaluation_tokens:
+        log.warning("%s has no validation split: there will be no held-out loss", shards)
     begun = folder.is_begun(recipe, index, resume=resume, overwrite=overwrite)
     checkpoints = Checkpoints(folder.checkpoints, keep_checkpoints)
     last = checkpoints.latest_complete() if begun else None
