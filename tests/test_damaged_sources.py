@@ -37,6 +37,17 @@ def test_links_loops_and_pipes_are_not_followed(tmp_path):
     assert tally == {"skipped_links": 5}
 
 
+def test_links_in_a_folder_of_deliveries_are_not_followed_and_told_of(tmp_path, caplog):
+    root, elsewhere = tmp_path / "set", tmp_path / "elsewhere.jsonl"
+    root.mkdir()
+    (root / "real.jsonl").write_bytes(json_lines([{"content": "x = 1", "path": "a.py"}]))
+    elsewhere.write_bytes(json_lines([{"content": "x = 1", "path": "b.py"}]))
+    (root / "linked.jsonl").symlink_to(elsewhere)
+    rows, _ = rows_of(root)
+    assert [row["path"] for row in rows] == ["a.py"]
+    assert "1 links are not followed" in caplog.text
+
+
 def test_links_in_archives_are_not_followed(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name, kind in (("a.py", tarfile.SYMTYPE), ("b.py", tarfile.LNKTYPE), ("c.py", tarfile.FIFOTYPE)):

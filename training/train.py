@@ -79,6 +79,8 @@ def main(
     """
     from training.job import Intervals, Length, prepare
 
+    if int(os.environ.get("RANK", "0")):
+        log.setLevel(logging.ERROR)  # the first process speaks for all
     with processes.first_speaks():
         batch.micro_size(int(os.environ.get("WORLD_SIZE", "1")))
         job = prepare(

@@ -6,6 +6,7 @@ all files that would be read, so that a finished ingest is recognised without Sp
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ import xxhash
 
 from spark_jobs.sources import languages
 from spark_jobs.sources.records import Choice, displayed
+
+log = logging.getLogger("corella")
 
 DIRECTORY, FILE, TAR, ZIP, LINES, ROW_GROUP = "directory", "file", "tar", "zip", "lines", "row group"
 
@@ -158,10 +161,11 @@ def _deliveries(folder: str) -> list[str]:
     """The files of a folder that is a data set and no tree of files, as names below it; none if it is a tree.
 
     A data set is a folder whose every file is Parquet, at any depth, or where every file is of one kind of archive or
-    JSON lines and no folder lies between. Hidden files, a read-me and a licence do not count. Links to its files are
-    followed, for that is how caches of data sets are built.
+    JSON lines and no folder lies between. Hidden files, a read-me and a licence do not count. Links are not followed,
+    here as everywhere, and told of.
     """
     found: list[str] = []
+    links = 0
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name[0] not in "._"]
         below = os.path.relpath(place, folder)
@@ -173,7 +177,12 @@ def _deliveries(folder: str) -> list[str]:
             first = found[0].lower() if found else lower
             if not any(lower.endswith(kind) and first.endswith(kind) for kind in kinds):
                 return []
-            found.append(name if below == "." else f"{below}/{name}")
+            if os.path.islink(os.path.join(place, name)):
+                links += 1
+            else:
+                found.append(name if below == "." else f"{below}/{name}")
+    if found and links:
+        log.warning("%s: %d links are not followed; name what they lead to as a source", folder, links)
     return sorted(found)
 
 
