@@ -144,6 +144,8 @@ def write(
     entries = by_shard.mapInArrow(write_shards, _WRITTEN).collect()
     shards = tuple(Shard(**json.loads(row["entry"])) for row in sorted(entries, key=lambda row: row["number"]))
     _require_all(shards, kept)
+    for partial in folder.glob("_*.arrow.*"):  # of attempts that were killed
+        partial.unlink(missing_ok=True)
     shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
     index = ShardIndex(encoder.fingerprint, vocab_size, encoder.end_of_text_id, shards, dict(configuration))
     index.save(folder)
