@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_corpus import code, document, write_documents, write_ledger
 
-from spark_jobs import write_shards
+from spark_jobs import sharding, write_shards
 from tokenizer.encode import END_OF_TEXT, Encoder
 from tokenizer.shards import INDEX_NAME, ShardIndex, TokenStream, open_shard, verify_shard
 from tokenizer.train import trained
@@ -178,6 +178,25 @@ def test_a_failure_leaves_nothing(spark, inputs, tmp_path, kept):
     with pytest.raises(Exception, match="Parquet magic bytes not found"):
         write_shards.main(**{**inputs[1], "documents": documents, "ledger": ledger}, output=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_attempt_left_is_gone_in_the_end(workspace, tmp_path, monkeypatch):
+    layout_of = sharding.layout_of
+
+    def layout_while_an_attempt_dies(*arguments):
+        (tmp_path / "shards" / "_train-00000-of-00001.arrow.dead").write_bytes(b"half")
+        return layout_of(*arguments)
+
+    monkeypatch.setattr(sharding, "layout_of", layout_while_an_attempt_dies)
+    write_shards.main(
+        documents=workspace.documents,
+        ledger=workspace.ledger,
+        tokenizer=workspace.tokenizer,
+        output=str(tmp_path / "shards"),
+        validation_share=0.1,
+    )
+    there = {path.name for path in (tmp_path / "shards").iterdir()}
+    assert there == {"index.json", "tokenizer", *(shard.name for shard in ShardIndex.load(tmp_path / "shards").shards)}
 
 
 def test_the_workspace_becomes_shards(workspace, tmp_path):
