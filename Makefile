@@ -8,7 +8,7 @@ VENV      := .venv
 BIN       := $(VENV)/bin
 READY     := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow lint format package clean
+.PHONY: help setup demo test test-slow bench lint format package clean
 
 help:       ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -32,6 +32,9 @@ test: setup  ## the tests
 
 test-slow: setup  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+bench: setup  ## speed and accuracy of near-duplicate removal, beside other tools; takes an hour and 10 GB
+	$(BIN)/python tests/benchmarks/run.py
 
 lint: setup  ## ruff, mypy, the layers
 	$(BIN)/ruff check .

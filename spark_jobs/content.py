@@ -43,7 +43,7 @@ def row_groups(spark: SparkSession, path: str) -> DataFrame:
     files = storage.files()
     if not files:
         raise ValueError(f"{path} holds no Parquet files")
-    parts = [(file.path[len(storage.root) :].lstrip("/"),) for file in files]
+    parts = [(name,) for name in part_names(path)]
     tasks = min(_tasks(spark), 1 + sum(file.size for file in files) // TASK_BYTES)
     uri = storage.uri
 
@@ -64,11 +64,18 @@ def row_groups(spark: SparkSession, path: str) -> DataFrame:
 _ROW_GROUP_TYPES = (pa.string(), pa.int32(), pa.list_(pa.int32()))
 
 
+def part_names(path: str) -> list[str]:
+    """The Parquet files of the data at `path`, relative to it, sorted: the values of `part`."""
+    storage = Storage(path)
+    return [file.path[len(storage.root) :].lstrip("/") for file in storage.files()]
+
+
 def grouped_by_row_group(located: DataFrame) -> DataFrame:
     """Gather rows that have LOCATION columns into one row a row group, spread over the workers."""
     gathered = located.groupBy("part", "row_group").agg(F.sort_array(F.collect_list("row")).alias("rows"))
     wanted = gathered.select("part", "row_group", F.col("rows").cast("array<int>").alias("rows"))
-    return wanted.repartition(_tasks(located.sparkSession))
+    # By hash, so that a task that is run again gets the same row groups.
+    return wanted.repartitionById(_tasks(located.sparkSession), F.hash("part", "row_group"))
 
 
 def _tasks(spark: SparkSession) -> int:
@@ -114,6 +121,13 @@ def _open(uri: str, part: str) -> pq.ParquetFile:
     storage = Storage(uri)
     name = f"{storage.root}/{part}" if part else storage.root
     return pq.ParquetFile(storage.filesystem.open_input_file(name))
+
+
+def arrow_schema_of(path: str) -> pa.Schema:
+    """The schema of the first of the Parquet files at `path`."""
+    storage = Storage(path)
+    with storage.filesystem.open_input_file(storage.files()[0].path) as file:
+        return pq.read_schema(file)
 
 
 def text_buffers(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -1,5 +1,6 @@
 """signals (or documents) -> duplicates: removed file, kept file, similarity."""
 
+from spark_jobs.near_duplicates.settings import Fingerprint, Resolve, Settings, Verify
 from tokenizer.command_line import run
 
 
@@ -11,6 +12,11 @@ def main(
     verdicts: str | None = None,
     contaminated: str | None = None,
     threshold: float = 0.7,
+    verify: Verify = "exact",
+    resolve: Resolve = "leaders",
+    fingerprint: Fingerprint = Fingerprint(),  # noqa: B008 - frozen
+    index: str | None = None,
+    forget: list[str] | None = None,
     survivors: str | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
@@ -18,57 +24,54 @@ def main(
     """Find exact and near-duplicates; every removal names a kept file at least as similar as the threshold.
 
     Args:
-        output: folder of the duplicates.
+        output: folder of the duplicates; in it also `_clusters` and `_index`, for later deliveries.
         documents: table of documents, or any Parquet data with a `content` column (and `repo`, `path` if it has them).
         signals: table of signals, so that the documents need not be measured again.
         verdicts: table of verdicts; files that break a rule do not compete, and are in no duplicate.
         contaminated: table of documents that contain benchmark tasks; they do not compete either.
         threshold: least Jaccard similarity of the sets of five-word shingles, in (0, 1].
-        survivors: also write the surviving rows of the documents here, with all their columns.
+        verify: exact: what the sketches leave open is decided by the content of the two files; sketch: by estimate.
+        resolve: leaders: whoever goes is similar to a kept file; components: the best of each connected component
+            is kept, the field's habit, which removes files that nothing kept resembles.
+        fingerprint: what near-duplicates are recognized by; with --signals, theirs.
+        index: output of an earlier run: the documents are a new delivery to what was kept then.
+        forget: withdraw these files from the collection of --index: ids, or files with an id a line. The best of
+            those that had gone for them are kept again.
+        survivors: also write the rows of the documents that are newly kept here, with all their columns.
         dry_run: print the plan and stop.
         overwrite: replace what lies there.
     """
-    from pyspark.sql import functions as F
-
     from spark_jobs import tables
-    from spark_jobs.near_duplicates import duplicates as steps
-    from spark_jobs.rules.measurement import signals_of
-    from spark_jobs.session import start_session, step
+    from spark_jobs.near_duplicates import plan
+    from spark_jobs.near_duplicates.collection import deliveries_of, ids_of
+    from spark_jobs.near_duplicates.deduplication import Deduplication
+    from spark_jobs.session import start_session
 
-    documents = steps.documents_path(documents, signals, verdicts, contaminated)
-    removing = {kind: path for kind, path in {"verdicts": verdicts, "contaminated": contaminated}.items() if path}
-    inputs = {"documents": documents, **removing}
-    configuration = steps.configuration(threshold)
-    stage = tables.Stage("duplicates", output, configuration=configuration, inputs=inputs, overwrite=overwrite)
-    written = (
-        tables.Stage("survivors", survivors, configuration=configuration, inputs=inputs, overwrite=overwrite)
-        if survivors
-        else None
-    )
-    print(steps.plan(documents, threshold))
+    documents = plan.documents_path(documents, signals, verdicts, contaminated, index)
+    settings = Settings(threshold, verify, resolve, plan.fingerprint_of(signals, fingerprint))
+    withdrawn = ids_of(forget or [], index)
+    configuration = settings.configuration() | {"forget": withdrawn}
+    deliveries = deliveries_of(index, settings) if index else []
+    named = {"documents": documents, "verdicts": verdicts, "contaminated": contaminated, "index": index}
+    inputs = {kind: path for kind, path in named.items() if path}
+    stages = [
+        tables.Stage(kind, path, configuration=configuration, inputs=inputs, overwrite=overwrite)
+        for kind, path in (("duplicates", output), ("survivors", survivors))
+        if path
+    ]
+    print(plan.described(documents, settings))
     if dry_run:
         return
-    standing = [each.done() for each in (stage, written) if each]  # asked of both: each refuses what is not ours
+    standing = [stage.done() for stage in stages]  # asked of each: each refuses what is not ours
     if all(standing):
         return
-    with stage, start_session("dedup") as spark:
-        if signals:
-            measured = tables.read(spark, signals, "signals")
-        else:
-            with step(spark, "dedup: measuring the documents"):
-                measured = stage.staged(signals_of(spark, documents), "signals")
-        judged = {kind: tables.read(spark, path, kind) for kind, path in removing.items()}
-        competing = stage.staged(steps.competitors(measured, **judged), "competing")
-        duplicates = stage.staged(steps.duplicates_of(competing, documents, threshold, stage), "duplicates")
-        if written:
-            with written, step(spark, "dedup: writing the survivors"):
-                kept = written.write(steps.survivors_of(competing, duplicates, documents))
-                print(f"dedup: {kept['rows']:,} survivors in {survivors}")
-        entered = competing.count()
-        counts = stage.write(duplicates, counts={"exact": F.count_if(F.col("kind") == "exact")})
-    near = counts["rows"] - counts["exact"]
-    print(f"dedup: of {entered:,} documents that have content and break no rule, {counts['exact']:,} are exact copies")
-    print(f"dedup: and {near:,} near-duplicates of kept ones; {output} names their twins")
+    with stages[0], start_session("dedup") as spark:
+        found = Deduplication(spark, stages[0], settings, inputs, signals, deliveries, withdrawn)
+        found.compare()
+        if survivors:
+            with stages[1]:
+                found.write_survivors(stages[1])
+        found.write()
 
 
 if __name__ == "__main__":

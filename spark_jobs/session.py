@@ -80,3 +80,9 @@ def _progress_line(tracker: StatusTracker, title: str, begins: dict[int, float])
     elapsed = now - min(begins.setdefault(stage.stageId, now) for stage in stages)
     left = f", about {elapsed * (total - done) / done:.0f} s left in this stage" if done and elapsed else ""
     return f"         {title}: {done} of {total} tasks, {elapsed:.0f} s{left}"
+
+
+def shuffled_bytes(spark: SparkSession) -> int:
+    """Bytes that the session's tasks have written for shuffles so far, by Spark's own count."""
+    executors = spark.sparkContext._jsc.sc().statusStore().executorList(False)  # no Python API tells it
+    return sum(executors.apply(number).totalShuffleWrite() for number in range(executors.size()))

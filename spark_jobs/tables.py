@@ -20,7 +20,7 @@ from tokenizer.manifest import MANIFEST_NAME, identity
 
 log = logging.getLogger("corella")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 UNFINISHED_NAME = "_unfinished"
 SCRATCH_NAME = "_scratch"
 
@@ -72,6 +72,7 @@ SIGNALS = _schema(
     auto_generated_head=T.BooleanType(),
     config_or_test_head=T.BooleanType(),
     shingles=T.LongType(),
+    bands=T.BinaryType(),
     sketch=T.BinaryType(),
 )
 
@@ -86,7 +87,10 @@ _REASON = T.StructType(
 # All the rules that a document breaks; none for one that passes.
 VERDICTS = _schema(file_id=T.BinaryType(), reasons=T.ArrayType(_REASON))
 
-# `kept_file_id` is itself kept; `kind` is exact or near, and near similarity is exact Jaccard, not an estimate.
+# `kept_file_id` is itself kept. `kind` is exact or near; `band` is where two near ones met; `proof` says how their
+# similarity is known: bytes (exact copies), shingles (exact Jaccard), sketch (an estimate whose chance of being on the
+# wrong side of the threshold is below one in a billion), estimate (--verify sketch), or null (--resolve components
+# may name a kept file that is similar only by way of others; `similarity` is null then).
 DUPLICATES = _schema(
     file_id=T.BinaryType(),
     repo=T.StringType(),
@@ -96,6 +100,20 @@ DUPLICATES = _schema(
     kept_path=T.StringType(),
     similarity=T.DoubleType(),
     kind=T.StringType(),
+    band=T.IntegerType(),
+    proof=T.StringType(),
+)
+
+# One row a kept file that others were removed for: how many files, bytes and repositories it stands for, with itself.
+CLUSTERS = _schema(
+    kept_file_id=T.BinaryType(),
+    kept_repo=T.StringType(),
+    kept_path=T.StringType(),
+    files=T.LongType(),
+    exact=T.LongType(),
+    near=T.LongType(),
+    repositories=T.LongType(),
+    removed_bytes=T.LongType(),
 )
 
 # Documents that contain a benchmark's task: which, and the words that match.
@@ -247,8 +265,19 @@ class Stage:
 
         Unlike a cache it survives the loss of a worker, and cuts the plan.
         """
-        uri = f"{self.storage.uri}/{SCRATCH_NAME}/{name}"
-        rows.write.option("compression", "zstd").parquet(uri)
+        return self.beside(rows, f"{SCRATCH_NAME}/{name}")
+
+    def scratch(self, name: str) -> str:
+        """Where `staged` wrote the rows of that name."""
+        return f"{self.storage.uri}/{SCRATCH_NAME}/{name}"
+
+    def beside(self, rows: DataFrame, name: str) -> DataFrame:
+        """Write rows to a folder of the output that is not part of the table (its name begins with "_"), and read
+        them back."""
+        assert name.startswith("_")
+        uri = f"{self.storage.uri}/{name}"
+        # Hashes neither repeat nor shrink.
+        rows.write.options(compression="lz4_raw", **{"parquet.enable.dictionary": "false"}).parquet(uri)
         return rows.sparkSession.read.schema(rows.schema).parquet(uri)
 
     def write(

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failure, 2 usage. A fault that the user can mend (ValueErr
 anything else is a fault of ours and keeps its traceback.
 """
 
+import dataclasses
 import inspect
 import logging
 import sys
@@ -43,6 +44,9 @@ def expand(words: Iterable[str], main: Callable[..., Any]) -> list[str]:
     kinds = {name: hints.get(name) for name in inspect.signature(main).parameters}
     lists = {f"--{name}" for name, kind in kinds.items() if _is_list(kind)}
     flags = {f"--{name}" for name, kind in kinds.items() if kind is bool}
+    for name, kind in kinds.items():
+        if dataclasses.is_dataclass(kind):
+            flags |= {f"--{name}.{field}" for field, hint in typing.get_type_hints(kind).items() if hint is bool}
     expanded: list[str] = []
     current: str | None = None
     for word in words:

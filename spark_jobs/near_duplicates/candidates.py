@@ -1,11 +1,13 @@
-"""Pairs that may be similar: banding over sketches, then each band's members against its first.
+"""Pairs that may be similar: each band's members against its first.
 
-A band digest stands for ROWS sketch values, so two files of similarity s share one of BANDS digests with probability
-1 - (1 - s^ROWS)^BANDS. In a band every member is paired with the HUBS best of the band: all pairs where it is small,
-a linear number where a licence header or a generated stub gives it a million members.
+In a band every member is paired with the HUBS best of the band: all pairs where it is small, a linear number where a
+licence header or a generated stub gives it a million members. A bucket is a band, or a part of its digests; it is
+sorted in memory while it is small, else in runs on disk, so that a band of any size finishes.
 """
 
+import tempfile
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +15,37 @@ from numba import njit
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 
-from spark_jobs.near_duplicates.keep_order import KEY_BYTES
-from spark_jobs.near_duplicates.shingles import PERMUTATIONS
+from spark_jobs.near_duplicates.exchange import BLOBS, Blobs, exchanged, flushed, scattered
+from spark_jobs.near_duplicates.fingerprints import matrix
+from spark_jobs.near_duplicates.keep_order import RANK_BYTES
+from spark_jobs.near_duplicates.records import (
+    BAND_MEMBER,
+    DTYPES,
+    HOT_BAND,
+    KIND_BAND,
+    KIND_HOT,
+    KIND_PAIR,
+    KIND_REQUEST,
+    PAIR,
+    REQUEST,
+    Records,
+    bucket_of,
+    first_of_each,
+    numbers,
+    search,
+)
+from spark_jobs.near_duplicates.settings import BANDS, ROWS
 
-BANDS, ROWS = 42, 6
 HUBS = 32
 
-_BAND_ROWS = "digest long, key binary, shingles int"
-_PAIRS = "better binary, worse binary"
+# A band's members that a worker sorts at once, and the bytes of a bucket that the number of buckets aims at.
+RUN_BYTES = 128 << 20
+_BUCKET_BYTES = 32 << 20
+# Pairs gathered over a task's bands before repeated ones are dropped: similar files meet in many bands.
+_PAIRS_AT_ONCE = 1 << 20
+# Bands that are reported: the HOTTEST of a bucket, if they have more members than this.
+HOT_MEMBERS, HOTTEST = 200, 3
+_UNSETTLED = 0x80  # the top bit of a key
 
 
 def recall(similarity: float) -> float:
@@ -28,97 +53,195 @@ def recall(similarity: float) -> float:
     return float(1 - (1 - similarity**ROWS) ** BANDS)
 
 
-def candidate_pairs(sketched: DataFrame, threshold: float) -> DataFrame:
-    """Distinct pairs (better, worse) of keys that share a band and whose sizes allow the threshold.
+def candidate_pairs(files: DataFrame, threshold: float, buckets: int, tasks: int) -> DataFrame:
+    """Blobs of PAIRs, of REQUESTs for the sketches of their better files, and of HOT_BANDs.
+
+    A pair shares a band, and its sizes allow the threshold: sets of n <= m shingles are at most n / m similar. It may
+    come several times. Pairs and requests are scattered over `buckets` by file id: pairs to the bucket of the worse
+    file, requests to that of the better.
 
     Args:
-        sketched: columns `key` (24 bytes, the keep order), `sketch`, `shingles`; one row a distinct content.
-        threshold: least similarity wanted. Sets of n <= m shingles are at most n / m similar.
+        files: columns `key`, `shingles` and `bands`; one row a distinct content that has words.
+        threshold: least similarity wanted.
+        buckets: number of buckets of file ids.
+        tasks: Spark tasks that sort the bands.
     """
-    bands = sketched.select("key", "sketch", "shingles").mapInArrow(_band_rows, _BAND_ROWS)
-    grouped = bands.repartition("digest").sortWithinPartitions("digest", "key")
+    size = files.count() * BAND_MEMBER.itemsize
+    parts = -(-size // _BUCKET_BYTES) or 1
 
-    def pairs(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return _pairs_of_bands(batches, threshold)
+    def scatter(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for members in flushed(_members(batch) for batch in batches):
+            band = np.tile(np.arange(BANDS), len(members) // BANDS)
+            part = (members["digest"] >> np.uint64(32)) % np.uint64(parts)
+            yield scattered(members, KIND_BAND, band * parts + part.astype(np.int64))
 
-    return grouped.mapInArrow(pairs, _PAIRS).distinct()
+    def pair(bands: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
+        hot: list[Records] = []
+        for pairs in _gathered(_pairs_of_buckets(bands, parts, threshold, hot)):
+            yield from _addressed(pairs, buckets)
+        if hot:
+            found = np.concatenate(hot)
+            yield scattered(found, KIND_HOT, np.zeros(len(found), np.int64))
 
-
-def _band_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        sketches = _matrix(batch.column("sketch"), PERMUTATIONS * 4).view(np.uint32)
-        digests = band_digests(sketches)
-        of_row = pa.array(np.repeat(np.arange(batch.num_rows), BANDS))
-        yield pa.record_batch(
-            [
-                pa.array(digests.ravel().view(np.int64)),
-                batch.column("key").take(of_row),
-                batch.column("shingles").take(of_row).cast(pa.int32()),
-            ],
-            names=["digest", "key", "shingles"],
-        )
+    bands = files.select("key", "shingles", "bands").mapInArrow(scatter, BLOBS)
+    return exchanged(bands, tasks, pair, DTYPES)
 
 
-@njit(nogil=True, cache=True)
-def band_digests(sketches: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    """64-bit digests (n, BANDS) of the bands of sketches (n, BANDS * ROWS); the band's number is part of it."""
-    digests = np.empty((len(sketches), BANDS), np.uint64)
-    for row in range(len(sketches)):
-        for band in range(BANDS):
-            value = np.uint64(band + 1) * np.uint64(0x9E3779B97F4A7C15)
-            for column in range(band * ROWS, (band + 1) * ROWS):
-                value = (value ^ np.uint64(sketches[row, column])) * np.uint64(0xFF51AFD7ED558CCD)
-                value ^= value >> np.uint64(32)
-            digests[row, band] = value
-    return digests
+def _members(batch: pa.RecordBatch) -> Records:
+    """The BAND_MEMBERs of files, file by file."""
+    members = np.empty((batch.num_rows, BANDS), BAND_MEMBER)
+    members["digest"] = matrix(batch.column("bands"), "<u8")
+    members["key"] = matrix(batch.column("key"), "u1")[:, None, :]
+    members["shingles"] = np.minimum(np.asarray(batch.column("shingles")), 0xFFFFFFFF)[:, None]
+    return members.ravel()
 
 
-def _pairs_of_bands(batches: Iterable[pa.RecordBatch], threshold: float) -> Iterator[pa.RecordBatch]:
-    """Pairs from rows sorted by (digest, key). Between batches only the hubs of the last band are remembered."""
-    digests, keys, shingles = np.empty(0, np.int64), np.empty((0, KEY_BYTES), np.uint8), np.empty(0, np.int32)
-    for batch in batches:
-        remembered = len(digests)
-        digests = np.concatenate([digests, np.asarray(batch.column("digest"))])
-        keys = np.concatenate([keys, _matrix(batch.column("key"), KEY_BYTES)])
-        shingles = np.concatenate([shingles, np.asarray(batch.column("shingles"))])
-        left, right, hubs = _pair_rows(digests, shingles, remembered, threshold)
-        if len(left):
-            yield pa.record_batch([_binary(keys[left]), _binary(keys[right])], names=["better", "worse"])
-        digests, keys, shingles = digests[hubs], keys[hubs], shingles[hubs]
+def _pairs_of_buckets(
+    buckets: Iterator[tuple[int, Blobs]], parts: int, threshold: float, hot: list[Records]
+) -> Iterator[Records]:
+    """PAIRs of each bucket, bands one after the other. Of a band that spans batches only the hubs are remembered."""
+    for bucket, blobs in buckets:
+        members, counts = np.empty(0, BAND_MEMBER), np.zeros(0, np.int64)
+        for run in sorted_runs(records for _, records in blobs):
+            remembered = len(members)
+            members = np.concatenate([members, run])
+            settled = members["key"][:, 0] < _UNSETTLED
+            left, right, hubs, counts = _pair_rows(
+                members["digest"], members["shingles"], settled, remembered, counts, HUBS, threshold
+            )
+            pairs = np.empty(len(left), PAIR)
+            pairs["better"], pairs["worse"] = members["key"][left, RANK_BYTES:], members["key"][right, RANK_BYTES:]
+            pairs["band"] = bucket // parts
+            hot.append(_hottest(members, counts, bucket // parts))
+            yield pairs
+            members, counts = members[hubs], counts[hubs]
+
+
+def _hottest(members: Records, counts: NDArray[np.int64], band: int) -> Records:
+    """The HOTTEST bands that end here; `counts` has a band's size so far at its best member and 0 elsewhere."""
+    large = np.flatnonzero(counts > HOT_MEMBERS)
+    large = large[np.argsort(-counts[large], kind="stable")[:HOTTEST]]
+    found = np.empty(len(large), HOT_BAND)
+    found["members"], found["band"], found["key"] = counts[large], band, members["key"][large]
+    return found
 
 
 @njit(nogil=True, cache=True)
 def _pair_rows(
-    digests: NDArray[np.int64], shingles: NDArray[np.int32], remembered: int, threshold: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Row numbers (hub, member) of the pairs whose member is not among the first `remembered` rows, which are hubs
-    of an earlier batch; and the hubs of the last band."""
-    left, right = [np.int64(0) for _ in range(0)], [np.int64(0) for _ in range(0)]
-    first = 0
-    for row in range(len(digests)):
-        if digests[row] != digests[first]:
-            first = row
-        if row < remembered:
-            continue
-        for hub in range(first, min(row, first + HUBS)):
-            fewer, more = min(shingles[hub], shingles[row]), max(shingles[hub], shingles[row])
-            if fewer >= threshold * more:
-                left.append(np.int64(hub))
-                right.append(np.int64(row))
-    last = len(digests)
-    return np.array(left), np.array(right), np.arange(first, min(last, first + HUBS))
+    digests: NDArray[np.uint64],
+    shingles: NDArray[np.uint32],
+    settled: NDArray[np.bool_],
+    remembered: int,
+    sizes: NDArray[np.int64],
+    most_hubs: int,
+    threshold: float,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs (hub, member) of places in sorted members, the first `remembered` of which are hubs of an earlier batch
+    whose pairs are known and whose band had `sizes` members; the hubs of the last band; and all bands' sizes."""
+    left, right, counts = np.empty(0, np.int64), np.empty(0, np.int64), np.zeros(len(digests), np.int64)
+    counts[:remembered] = sizes
+    for filling in range(2):
+        found = first = 0
+        for row in range(len(digests)):
+            if digests[row] != digests[first]:
+                first = row
+            if row < remembered:
+                continue
+            counts[first] += filling
+            for hub in range(first, min(row, first + most_hubs)):
+                fewer, more = min(shingles[hub], shingles[row]), max(shingles[hub], shingles[row])
+                if fewer >= threshold * more and not (settled[hub] and settled[row]):
+                    if filling:
+                        left[found], right[found] = hub, row
+                    found += 1
+        if not filling:
+            left, right = np.empty(found, np.int64), np.empty(found, np.int64)
+    return left, right, np.arange(first, min(len(digests), first + most_hubs)), counts
 
 
-def _matrix(values: pa.Array, width: int) -> NDArray[np.uint8]:
-    """A column of binary values of one width as a matrix (n, width), without a Python object a value."""
-    large = values.cast(pa.large_binary())
-    _, _, data = large.buffers()
-    flat = np.frombuffer(data, np.uint8)[large.offset * width :][: len(large) * width]
-    return flat.reshape(len(large), width)
+def _gathered(parts: Iterable[Records]) -> Iterator[Records]:
+    """The same pairs in larger arrays, each pair once in each."""
+    waiting: list[Records] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= _PAIRS_AT_ONCE:
+            waiting = [distinct_pairs(np.concatenate(waiting))]
+            if len(waiting[0]) >= _PAIRS_AT_ONCE // 2:
+                yield waiting.pop()
+    if waiting:
+        yield distinct_pairs(np.concatenate(waiting))
 
 
-def _binary(rows: NDArray[np.uint8]) -> pa.Array:
-    offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
-    return pa.Array.from_buffers(
-        pa.binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(rows))]
-    )
+def distinct_pairs(pairs: Records) -> Records:
+    """Each pair once, with the band of its first occurrence."""
+    return pairs[first_of_each(np.hstack([numbers(pairs["better"]), numbers(pairs["worse"])]))]
+
+
+def _addressed(pairs: Records, buckets: int) -> Iterator[pa.RecordBatch]:
+    """Pairs for the buckets of their worse files, and requests that their better files' sketches be sent there."""
+    to = bucket_of(pairs["worse"], buckets)
+    yield scattered(pairs, KIND_PAIR, to)
+    wanted = first_of_each(np.column_stack([numbers(pairs["better"]), to.astype(np.uint64)]))
+    requests = np.empty(len(wanted), REQUEST)
+    requests["id"], requests["bucket"] = pairs["better"][wanted], to[wanted]
+    yield scattered(requests, KIND_REQUEST, bucket_of(requests["id"], buckets))
+
+
+def sorted_runs(parts: Iterable[Records], run_bytes: int = RUN_BYTES) -> Iterator[Records]:
+    """BAND_MEMBERs sorted by digest and key, in arrays of at most about `run_bytes`.
+
+    Members beyond `run_bytes` are sorted in runs, which wait in a temporary file and are merged.
+    """
+    runs: list[Records] = []
+    with tempfile.TemporaryFile() as spilled:
+        waiting: list[Records] = []
+        for part in parts:
+            waiting.append(part)
+            if sum(one.nbytes for one in waiting) >= run_bytes:
+                runs.append(_spilled(_sorted(np.concatenate(waiting)), spilled))
+                waiting = []
+        if waiting:
+            runs.append(_sorted(np.concatenate(waiting)))
+        yield from _merged(runs, run_bytes // BAND_MEMBER.itemsize)
+
+
+def _sorted(members: Records) -> Records:
+    """By digest; only members that share one are compared by their keys."""
+    order = np.argsort(members["digest"], kind="stable")
+    digests = members["digest"][order]
+    same = np.flatnonzero(digests[1:] == digests[:-1])
+    shared = np.unique(np.concatenate([same, same + 1]))
+    keys = numbers(members["key"][order[shared]])
+    order[shared] = order[shared][np.lexsort([*keys.T[::-1], digests[shared]])]
+    return members[order]
+
+
+def _spilled(members: Records, file: BinaryIO) -> Records:
+    begin = file.seek(0, 2)
+    file.write(members.tobytes())
+    file.flush()
+    return np.memmap(file, BAND_MEMBER, "r", begin, members.shape)
+
+
+def _merged(runs: list[Records], most: int) -> Iterator[Records]:
+    """Sorted runs as one, in pieces of at most about `most` members: each piece ends where the first of the runs has
+    given its share."""
+    while len(runs) > 1:
+        share = max(1, most // len(runs))
+        ends = [run[min(share, len(run)) - 1 : min(share, len(run))] for run in runs]
+        last = min((_order(end) for end in ends), key=lambda order: order[0].tolist())
+        cuts = [_cut(run, last, share) for run in runs]
+        yield _sorted(np.concatenate([run[:cut] for run, cut in zip(runs, cuts, strict=True)]))
+        runs = [run[cut:] for run, cut in zip(runs, cuts, strict=True) if cut < len(run)]
+    yield from (run[first : first + most] for run in runs for first in range(0, len(run), most))
+
+
+def _order(members: Records) -> NDArray[np.uint64]:
+    return np.column_stack([members["digest"], numbers(members["key"])])
+
+
+def _cut(run: Records, last: NDArray[np.uint64], share: int) -> int:
+    """How many members of a run are not after `last`; they are among its first `share`, or end the run."""
+    head = _order(run[:share])
+    cut = int(search(head, last)[0])
+    return cut + int(cut < len(head) and (head[cut] == last[0]).all())

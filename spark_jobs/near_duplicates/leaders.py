@@ -1,46 +1,171 @@
-"""Leader selection: walk the files from best to worst and keep each that is not similar to one already kept.
+"""Which files are kept: from best to worst, each that is not similar to one already kept.
 
-That is the lexicographically first maximal independent set of the similarity graph. It is computed in rounds
-(Blelloch, Fineman and Shun 2012: logarithmically many for random orders): files without a better neighbour are kept,
-their neighbours are removed, and the rest goes into the next round. Nothing is collected on the driver.
+That is the lexicographically first maximal independent set of the similarity graph. While the edges are too many for
+one worker it is computed in rounds (Blelloch, Fineman and Shun 2012: logarithmically many for random orders): files
+without a better neighbour are kept, their neighbours are removed, and the rest goes into the next round. What is left
+is walked in one task. Nothing is collected on the driver.
+
+An edge that the sketches leave open blocks: the worse file cannot be kept for certain while the better one may be.
+Only the open edges that still block when all else is settled are verified, in one pass over their content.
 """
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import reduce
 
+import numpy as np
+import pyarrow as pa
+from numba import njit
+from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from spark_jobs.near_duplicates.edges import (
+    EDGE_ROWS,
+    OPEN,
+    blobs_of,
+    count_of,
+    edge_blobs,
+    edge_rows,
+    in_one_task,
+    rows_of,
+)
+from spark_jobs.near_duplicates.exchange import BLOBS, Records
+from spark_jobs.near_duplicates.records import first_of_each, numbers, search
 
-def removals_of(edges: DataFrame, staged: Callable[[DataFrame, str], DataFrame]) -> DataFrame:
-    """The removed files and why: rows (worse, better, similarity) where `better` is kept, one a removed file.
+# Edges that one worker walks, with some 300 bytes for each.
+WALKED_EDGES = 2_000_000
+
+_UNDECIDED, _KEPT, _REMOVED = 0, 1, 2
+
+Staged = Callable[[DataFrame, str], DataFrame]
+Verify = Callable[[DataFrame], DataFrame]
+
+
+def removals_of(edges: DataFrame, verify: Verify, staged: Staged, walked: int = WALKED_EDGES) -> DataFrame:
+    """The removed files and why: EDGE_ROWS whose better file is kept, one a removed (worse) file.
 
     Args:
-        edges: all similar pairs (better, worse, similarity); keys sort from best to worst.
+        edges: blobs of EDGEs, each pair once, staged; keys sort from best to worst. Those whose proof is OPEN need one.
+        verify: from blobs of open edges to blobs of those of them that are similar, with their proof, staged.
         staged: writes rows under a name and reads them back, so that no round recomputes an earlier one.
+        walked: edges that one task may walk.
 
     Of several kept neighbours the most similar is named, then the best.
     """
+    if count_of(edges) <= walked:
+        proven = verify(staged(in_one_task(edges, _blocking, BLOBS), "blocking"))
+        return in_one_task(edges.unionAll(proven), _walked, EDGE_ROWS)
+    rest, _ = _in_rounds(rows_of(edges), staged, "round", walked)
+    if rest.count() <= walked:
+        blocking = in_one_task(blobs_of(rest), _blocking, BLOBS)
+    else:
+        blocking = blobs_of(rest.where(F.col("proof") == OPEN))
+    known = rows_of(edges).where(F.col("proof") != OPEN).unionAll(rows_of(verify(staged(blocking, "blocking"))))
+    rest, removed = _in_rounds(known, staged, "last", walked)
+    removed.append(in_one_task(blobs_of(rest), _walked, EDGE_ROWS).select("worse"))
+    return _named(known, staged(reduce(DataFrame.unionAll, removed), "removed"))
+
+
+def _in_rounds(edges: DataFrame, staged: Staged, name: str, walked: int) -> tuple[DataFrame, list[DataFrame]]:
+    """Rounds until the undecided edges are few enough for one task, or wait for proof; and the removed (worse)."""
     removed: list[DataFrame] = []
-    undecided = edges.select("better", "worse")
-    for number in itertools.count():
-        with_better = undecided.select(F.col("worse").alias("key")).distinct()
-        kept = undecided.select(F.col("better").alias("key")).distinct().join(with_better, "key", "left_anti")
-        losers = undecided.join(kept, undecided.better == kept.key, "left_semi").select("worse").distinct()
-        losers = staged(losers, f"removed-{number}")
+    rest = edges
+    while (count := rest.count()) > walked:
+        number = len(removed)
+        blocked = rest.select(F.col("worse").alias("better")).distinct()
+        best = rest.where(F.col("proof") != OPEN).join(blocked, "better", "left_anti")
+        losers = staged(best.select("worse").distinct(), f"{name}-removed-{number}")
         removed.append(losers)
         for side in ("worse", "better"):
-            undecided = undecided.join(losers.select(F.col("worse").alias(side)), side, "left_anti")
-        undecided = staged(undecided, f"undecided-{number}")
-        if undecided.isEmpty():
+            rest = rest.join(losers.select(F.col("worse").alias(side)), side, "left_anti")
+        rest = staged(rest.select(*edges.columns), f"{name}-rest-{number}")
+        if rest.count() == count:
             break
-    every = reduce(DataFrame.unionAll, removed)
-    proofs = edges.join(every, "worse", "left_semi").join(
-        every.select(F.col("worse").alias("better")), "better", "left_anti"
-    )
-    closest = F.min(F.struct((-F.col("similarity")).alias("distance"), "better")).alias("closest")
-    chosen = proofs.groupBy("worse").agg(closest)
-    return chosen.select(
-        "worse", F.col("closest.better").alias("better"), (-F.col("closest.distance")).alias("similarity")
-    )
+    return rest, removed
+
+
+def _named(edges: DataFrame, removed: DataFrame) -> DataFrame:
+    """For each removed file the edge to its most similar kept neighbour, then the best."""
+    losers = removed.select(F.col("worse").alias("better"))
+    proofs = edges.join(removed, "worse", "left_semi").join(losers, "better", "left_anti")
+    rest = [name for name in edges.columns if name not in ("better", "worse", "similarity")]
+    order = F.struct((-F.col("similarity")).alias("distance"), "better", *rest)
+    chosen = proofs.groupBy("worse").agg(F.min(order).alias("chosen"))
+    columns = {name: F.col(f"chosen.{name}") for name in ("better", *rest)}
+    columns |= {"worse": F.col("worse"), "similarity": -F.col("chosen.distance")}
+    return chosen.select(*(columns[name].alias(name) for name in edges.columns))
+
+
+class Graph:
+    """Edges between files that are numbered from best to worst.
+
+    Attributes:
+        edges: EDGEs, by worse file and then by better.
+        better, worse: the numbers of their files.
+        files: how many files have an edge.
+    """
+
+    edges: Records
+    better: NDArray[np.int64]
+    worse: NDArray[np.int64]
+    files: int
+
+    def __init__(self, edges: Records) -> None:
+        sides = [numbers(edges[side]) for side in ("better", "worse")]
+        every = np.concatenate(sides)
+        distinct = first_of_each(every)
+        distinct = distinct[np.lexsort(every[distinct].T[::-1])]
+        files = every[distinct]
+        better, worse = (search(files, side) for side in sides)
+        order = np.argsort(worse * max(len(files), 1) + better, kind="stable")
+        self.edges, self.better, self.worse, self.files = edges[order], better[order], worse[order], len(files)
+        self._keys = np.concatenate([edges["better"], edges["worse"]])[distinct]
+
+    def keys(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The keys (n, KEY_BYTES) of files by their numbers."""
+        return self._keys[numbers]
+
+    def walk(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The state of each file, and for each the edge that removes it, or -1."""
+        states, proofs = np.zeros(self.files, np.uint8), np.full(self.files, -1, np.int64)
+        bounds = np.searchsorted(self.worse, np.arange(self.files + 1))
+        proven = self.edges["proof"] != OPEN
+        _walk(bounds, self.better, self.edges["similarity"].copy(), proven, states, proofs)
+        return states, proofs
+
+
+@njit(nogil=True, cache=True)
+def _walk(
+    bounds: NDArray[np.int64],
+    better: NDArray[np.int64],
+    similarity: NDArray[np.float64],
+    proven: NDArray[np.bool_],
+    states: NDArray[np.uint8],
+    proofs: NDArray[np.int64],
+) -> None:
+    for file in range(len(states)):
+        blocked, closest = False, -1
+        for edge in range(bounds[file], bounds[file + 1]):
+            state = states[better[edge]]
+            if state == _KEPT and proven[edge]:
+                if closest < 0 or similarity[edge] > similarity[closest]:
+                    closest = edge
+            elif state != _REMOVED:
+                blocked = True
+        proofs[file] = closest
+        states[file] = _REMOVED if closest >= 0 else _UNDECIDED if blocked else _KEPT
+
+
+def _walked(edges: Records) -> Iterator[pa.RecordBatch]:
+    """The edge that removes it, for each file that is removed; what is still open was refuted."""
+    graph = Graph(edges[edges["proof"] != OPEN])
+    _, proofs = graph.walk()
+    yield edge_rows(graph.edges[proofs[proofs >= 0]])
+
+
+def _blocking(edges: Records) -> Iterator[pa.RecordBatch]:
+    """The open edges that decide something: neither of their files is removed without them."""
+    graph = Graph(edges)
+    states, _ = graph.walk()
+    undecided = (states[graph.worse] == _UNDECIDED) & (states[graph.better] != _REMOVED)
+    yield edge_blobs(graph.edges[undecided & (graph.edges["proof"] == OPEN)])

@@ -1,96 +1,108 @@
-"""Proof: the exact Jaccard similarity of candidate pairs, from their content.
+"""Proof: the exact Jaccard similarity of the pairs that their sketches leave open, from their content.
 
 Content is fetched from the row groups where it lies and never shuffled: a worker takes a run of pairs, reads each
 row group that they touch once, keeps the shingle sets of the wanted rows alone, and merges the sets pair by pair.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
-from spark_jobs.content import LOCATION, pieces, text_buffers
+from spark_jobs.content import pieces, text_buffers
+from spark_jobs.near_duplicates.edges import SHINGLES, count_of, edge_blobs, edges_in
+from spark_jobs.near_duplicates.exchange import BLOBS, Blobs, Records, exchanged, scattered
+from spark_jobs.near_duplicates.records import DTYPES, KIND_EDGE, first_of_each, place_numbers, search
+from spark_jobs.near_duplicates.settings import Fingerprint
 from spark_jobs.near_duplicates.shingles import jaccard, shingle_sets
 
-# Text whose shingle sets a worker holds at once: 4 bytes a byte of text at most.
-RUN_BYTES = 128 << 20
+# Edges that are worth a task of their own. Every task reads the row groups of its own pairs, and a similar file may lie
+# anywhere, so that many tasks read much of the content many times.
+_TASK_EDGES = 500_000
+# Text whose shingle sets a worker holds at once: 4 bytes a byte of text at most, in source code 0.7.
+RUN_BYTES = 256 << 20
 
-_SIDES = ("better", "worse")
-_SIMILAR = "better binary, worse binary, similarity double"
 
-
-def similar_pairs(pairs: DataFrame, located: DataFrame, documents: str, threshold: float) -> DataFrame:
-    """The pairs (better, worse, similarity) whose exact similarity is at least the threshold.
+def verified(
+    edges: DataFrame,
+    documents: Sequence[str],
+    parts: Sequence[Sequence[str]],
+    threshold: float,
+    taken: Fingerprint,
+    workers: int,
+) -> DataFrame:
+    """Blobs of those of the edges whose exact similarity is at least the threshold, with that similarity.
 
     Args:
-        pairs: distinct pairs of keys, `better` and `worse`.
-        located: `key`, where its content lies (LOCATION) and its `size` in bytes.
-        documents: path of the table that holds the content.
+        edges: blobs of EDGEs, each pair once.
+        documents: paths of the tables that hold the content, by delivery.
+        parts: the names of their files, by delivery.
         threshold: least Jaccard similarity of the shingle sets.
+        taken: what is taken of a text.
+        workers: cores that share the work.
     """
-    for side in _SIDES:
-        names = {"key": side, **{name: f"{side}_{name}" for name in (*LOCATION, "size")}}
-        pairs = pairs.join(located.select(*(F.col(old).alias(new) for old, new in names.items())), side)
-    near = pairs.repartitionByRange("worse_part", "worse_row_group", "worse_row").sortWithinPartitions(
-        "worse_part", "worse_row_group", "worse_row"
-    )
+    tasks = max(workers, count_of(edges) // _TASK_EDGES)
 
-    def verify(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for run in _runs(batches):
-            yield _verify(run, documents, threshold)
+    def scatter(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for records in edges_in(batches):
+            places = records["places"][:, 1]
+            yield scattered(records, KIND_EDGE, (places["part"] + places["row_group"].astype(np.int64)) % tasks)
 
-    return near.mapInArrow(verify, _SIMILAR)
+    def verify(groups: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
+        for _, blobs in groups:
+            records = np.concatenate([records for _, records in blobs])
+            for run in _runs(records[np.lexsort(place_numbers(records["places"][:, 1]).T[::-1])]):
+                yield edge_blobs(_verify(run, documents, parts, threshold, taken))
 
-
-def _runs(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Cut the pairs into runs whose files have at most about RUN_BYTES of text, were they all different."""
-    waiting: list[pa.RecordBatch] = []
-    waiting_bytes = 0
-    for batch in batches:
-        sizes = np.asarray(batch.column("better_size")) + np.asarray(batch.column("worse_size"))
-        ends = np.cumsum(sizes) // RUN_BYTES
-        for number in np.unique(ends):
-            rows = np.flatnonzero(ends == number)
-            waiting.append(batch.slice(rows[0], len(rows)))
-            waiting_bytes += int(sizes[rows].sum())
-            if waiting_bytes >= RUN_BYTES:
-                yield pa.Table.from_batches(waiting)
-                waiting, waiting_bytes = [], 0
-    if waiting:
-        yield pa.Table.from_batches(waiting)
+    return exchanged(edges.mapInArrow(scatter, BLOBS), tasks, verify, DTYPES)
 
 
-def _verify(run: pa.Table, documents: str, threshold: float) -> pa.RecordBatch:
-    numbers, wanted = _number_files(run)
-    hashes, bounds = _fetch(documents, wanted)
-    similarity = jaccard(hashes, bounds, numbers[: run.num_rows], numbers[run.num_rows :])
-    similar = np.flatnonzero(similarity >= threshold)
-    kept = run.select(list(_SIDES)).take(pa.array(similar)).combine_chunks()
-    columns = [kept.column(side).combine_chunks().cast(pa.binary()) for side in _SIDES]
-    return pa.record_batch([*columns, pa.array(similarity[similar])], names=[*_SIDES, "similarity"])
+def _runs(edges: Records) -> Iterator[Records]:
+    """Edges in runs whose files, each counted once a run, have about RUN_BYTES of text."""
+    while len(edges):
+        places = np.ascontiguousarray(edges["places"]).ravel()
+        first = first_of_each(place_numbers(places))
+        over = int(np.searchsorted(np.cumsum(places["size"][first].astype(np.int64)), RUN_BYTES))
+        end = len(edges) if over == len(first) else max(1, int(first[over]) // 2)
+        yield edges[:end]
+        edges = edges[end:]
 
 
-def _number_files(run: pa.Table) -> tuple[np.ndarray, pa.Table]:
-    """Number the distinct files of a run: the numbers of all better ones, then of all worse ones (2 n); and the
-    files by number, sorted by where they lie."""
-    sides = [run.select([f"{side}_{name}" for name in LOCATION]).rename_columns(list(LOCATION)) for side in _SIDES]
-    every = pa.concat_tables(sides)
-    wanted = every.group_by(list(LOCATION)).aggregate([]).sort_by([(name, "ascending") for name in LOCATION])
-    numbered = wanted.append_column("number", pa.array(np.arange(wanted.num_rows)))
-    placed = every.append_column("position", pa.array(np.arange(every.num_rows)))
-    joined = placed.join(numbered, list(LOCATION)).sort_by("position")
-    return joined.column("number").to_numpy(), wanted
+def _verify(
+    run: Records,
+    documents: Sequence[str],
+    parts: Sequence[Sequence[str]],
+    threshold: float,
+    taken: Fingerprint,
+) -> Records:
+    """The edges of a run that are similar."""
+    places = np.ascontiguousarray(run["places"]).ravel()
+    columns = place_numbers(places)
+    files = first_of_each(columns)
+    files = files[np.lexsort(columns[files].T[::-1])]
+    numbers = search(columns[files], columns)
+    hashes, bounds = _fetch(places[files], documents, parts, taken)
+    similarity = jaccard(hashes, bounds, numbers[::2].copy(), numbers[1::2].copy())
+    similar = run[similarity >= threshold]
+    similar["similarity"], similar["proof"] = similarity[similarity >= threshold], SHINGLES
+    return similar
 
 
-def _fetch(documents: str, wanted: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Shingle sets of the wanted rows, in their order; each row group is read once."""
-    work = wanted.group_by(["part", "row_group"], use_threads=False).aggregate([("row", "list")])
-    work = work.select(["part", "row_group", "row_list"]).combine_chunks()
+def _fetch(
+    files: NDArray[np.void], documents: Sequence[str], parts: Sequence[Sequence[str]], taken: Fingerprint
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Shingle sets of files, in the order of their PLACEs; each row group is read once."""
     hashes, sizes = [np.empty(0, np.uint64)], [np.zeros(1, np.int64)]
-    for piece in pieces(documents, work.to_batches(), ["content"]):
-        found, bounds = shingle_sets(*text_buffers(piece.batch.column("content")))
-        hashes.append(found)
-        sizes.append(np.diff(bounds))
+    groups = files[["delivery", "part", "row_group"]]
+    starts = np.flatnonzero(np.append(True, groups[1:] != groups[:-1])) if len(files) else np.empty(0, np.int64)
+    for start, rows in zip(starts, np.split(files["row"], starts[1:]), strict=True):
+        delivery, part, row_group = groups[start].tolist()
+        columns = [pa.array([parts[delivery][part]]), pa.array([row_group]), pa.array([rows])]
+        work = pa.record_batch(columns, names=["part", "row_group", "rows"])
+        for piece in pieces(documents[delivery], [work], ["content"]):
+            found, bounds = shingle_sets(*text_buffers(piece.batch.column("content")), taken=taken)
+            hashes.append(found)
+            sizes.append(np.diff(bounds))
     return np.concatenate(hashes), np.cumsum(np.concatenate(sizes))

@@ -5,62 +5,70 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import types as T
 
 from spark_jobs.content import Piece, arrow_schema, pieces, row_groups, text_buffers
-from spark_jobs.near_duplicates.shingles import sketches
+from spark_jobs.near_duplicates.fingerprints import binary, fingerprints
+from spark_jobs.near_duplicates.settings import Fingerprint
 from spark_jobs.rules.text_numbers import text_numbers
 from spark_jobs.sources.columns import DOCUMENT_COLUMNS, document_columns
 from spark_jobs.tables import SIGNALS
 
-_SCHEMA = arrow_schema(SIGNALS)
+# The columns of signals that de-duplication reads.
+FINGERPRINTED = T.StructType(
+    [
+        SIGNALS[name]
+        for name in (
+            *("file_id", "repo", "path", "licenses", "stars", "size", "part", "row_group", "row"),
+            *("content_hash", "shingles", "bands", "sketch"),
+        )
+    ]
+)
 
 
-def signals_of(spark: SparkSession, documents: str) -> DataFrame:
+def signals_of(spark: SparkSession, documents: str, taken: Fingerprint) -> DataFrame:
     """One row of SIGNALS a row of the documents at the path `documents`; the workers read the content."""
+    return _measured(spark, documents, taken, SIGNALS)
+
+
+def fingerprints_of(spark: SparkSession, documents: str, taken: Fingerprint) -> DataFrame:
+    """The same without the numbers of the rules: rows of FINGERPRINTED."""
+    return _measured(spark, documents, taken, FINGERPRINTED)
+
+
+def _measured(spark: SparkSession, documents: str, taken: Fingerprint, wanted: T.StructType) -> DataFrame:
+    schema = arrow_schema(wanted)
 
     def measure(work: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return (_signals(piece) for piece in pieces(documents, work, DOCUMENT_COLUMNS))
+        for piece in pieces(documents, work, DOCUMENT_COLUMNS):
+            columns = _columns(piece, taken, with_numbers="characters" in schema.names)
+            yield pa.record_batch([columns[field.name].cast(field.type) for field in schema], schema=schema)
 
-    return row_groups(spark, documents).mapInArrow(measure, SIGNALS)
+    return row_groups(spark, documents).mapInArrow(measure, wanted)
 
 
-def _signals(piece: Piece) -> pa.RecordBatch:
+def _columns(piece: Piece, taken: Fingerprint, with_numbers: bool) -> dict[str, pa.Array]:
     documents = document_columns(piece.batch)
     content = documents.column("content")
     data, offsets = text_buffers(content)
     without = np.asarray(pc.is_null(content))
-    found, shingles = sketches(data, offsets)
-    numbers = text_numbers(data, offsets)
+    found = fingerprints(data, offsets, taken)
     columns = {name: documents.column(name) for name in documents.schema.names}
-    columns |= {name: _masked(numbers.column(name), without) for name in numbers.schema.names}
-    columns |= {
+    if with_numbers:
+        numbers = text_numbers(data, offsets)
+        columns |= {name: _masked(numbers.column(name), without) for name in numbers.schema.names}
+    wordless = without | (found["shingles"] == 0)
+    return columns | {
         "part": pa.array([piece.part] * len(piece.rows)),
         "row_group": pa.array(np.full(len(piece.rows), piece.row_group)),
         "row": pa.array(piece.rows),
-        "content_hash": _masked(_hashes(data, offsets), without),
-        "shingles": _masked(pa.array(shingles), without),
-        "sketch": _masked(_binary(found), without | (shingles == 0)),
+        "content_hash": _masked(binary(found["content_hash"]), without),
+        "shingles": _masked(pa.array(found["shingles"]), without),
+        "bands": _masked(binary(found["bands"]), wordless),
+        "sketch": _masked(binary(found["sketch"]), wordless),
     }
-    arrays = [columns[field.name].cast(field.type) for field in _SCHEMA]
-    return pa.record_batch(arrays, schema=_SCHEMA)
 
 
 def _masked(values: pa.Array, without: np.ndarray) -> pa.Array:
     return pc.if_else(pa.array(without), pa.scalar(None, values.type), values)
-
-
-def _hashes(data: np.ndarray, offsets: np.ndarray) -> pa.Array:
-    """xxh3-128 of each document's exact bytes."""
-    view = data.data
-    bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-    return pa.array([xxhash.xxh3_128_digest(view[begin:end]) for begin, end in bounds], pa.binary())
-
-
-def _binary(rows: np.ndarray) -> pa.Array:
-    """The rows of a matrix as binary values of its row size, little-endian, without a Python object a row."""
-    width = rows.shape[1] * rows.itemsize
-    offsets = np.arange(len(rows) + 1, dtype=np.int64) * width
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(rows))]
-    return pa.Array.from_buffers(pa.large_binary(), len(rows), buffers)

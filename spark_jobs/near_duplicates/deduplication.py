@@ -1,0 +1,157 @@
+"""One run of de-duplication, step by step, and what it tells."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from spark_jobs import tables
+from spark_jobs.near_duplicates import duplicates as steps
+from spark_jobs.near_duplicates.collection import FILES, WITHDRAWN, WITHDRAWN_ROWS, Collection, Delivery
+from spark_jobs.near_duplicates.hot_bands import hot_bands
+from spark_jobs.near_duplicates.settings import Settings
+from spark_jobs.near_duplicates.survivors import write_survivors
+from spark_jobs.rules.measurement import FINGERPRINTED, fingerprints_of
+from spark_jobs.session import shuffled_bytes, step
+from spark_jobs.storage import Storage
+
+
+class Deduplication:
+    """Fresh files against each other, and against what earlier deliveries kept.
+
+    Args:
+        spark: the session.
+        stage: the output.
+        settings: what decides.
+        inputs: paths by kind: documents, verdicts, contaminated, index; as far as there are any.
+        signals: path of the documents' signals, if they were measured.
+        deliveries: those of the index, in their order.
+        withdrawn: ids of the files that are withdrawn now.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        stage: tables.Stage,
+        settings: Settings,
+        inputs: Mapping[str, str],
+        signals: str | None,
+        deliveries: Sequence[Delivery],
+        withdrawn: Sequence[str],
+    ) -> None:
+        self._spark, self._stage, self._settings = spark, stage, settings
+        self._inputs, self._signals = inputs, signals
+        self._deliveries = list(deliveries)
+        self._earlier = Collection(spark, inputs["index"], deliveries, withdrawn) if "index" in inputs else None
+        if "documents" in inputs:
+            index = f"{Storage(stage.output).uri}/{FILES}"
+            self._deliveries.append(Delivery(index, inputs["documents"], tables.cut(inputs["documents"])))
+
+    def compare(self) -> None:
+        """Find who goes for whom."""
+        spark, stage = self._spark, self._stage
+        slim = self._slim()
+        with step(spark, "dedup: exact copies"):
+            self._copies = stage.staged(steps.exact_copies(slim), "copies")
+            files = self._with_fingerprints(slim)
+        self._compared = files.where("first")
+        documents = [delivery.documents for delivery in self._deliveries]
+        near = steps.similar_files(self._compared, documents, self._settings, stage)
+        with step(spark, "dedup: naming the removed and the kept"):
+            found = steps.named(steps.resolved(self._copies, near), slim)
+            if self._earlier:
+                found = found.unionAll(self._earlier.standing_removals().select(*found.columns))
+            self._duplicates = stage.staged(found, "duplicates")
+        self._slim_files = slim
+
+    def _slim(self) -> DataFrame:
+        """All files that compete, without their fingerprints."""
+        parts = [self._fresh()] if "documents" in self._inputs else []
+        if self._earlier:
+            parts += [self._earlier.settled(), self._earlier.released()]
+        return self._stage.staged(_union(parts), "slim")
+
+    def _fresh(self) -> DataFrame:
+        judged = {
+            kind: tables.read(self._spark, self._inputs[kind], kind)
+            for kind in ("verdicts", "contaminated")
+            if kind in self._inputs
+        }
+        competing = steps.competitors(self._measured, **judged)
+        if self._earlier:
+            competing = self._earlier.unknown(competing)
+        competing = self._stage.staged(competing, "competing")
+        return steps.slim_files(competing, delivery=len(self._deliveries) - 1)
+
+    @cached_property
+    def _measured(self) -> DataFrame:
+        if self._signals:
+            return tables.read(self._spark, self._signals, "signals").select(*FINGERPRINTED.names)
+        with step(self._spark, "dedup: measuring the documents"):
+            fingerprints = fingerprints_of(self._spark, self._inputs["documents"], self._settings.fingerprint)
+            return self._stage.staged(fingerprints, "measured")
+
+    def _with_fingerprints(self, slim: DataFrame) -> DataFrame:
+        """The competing files with bands and sketches; those of this delivery become its index."""
+        stage, parts = self._stage, []
+        if "documents" in self._inputs:
+            own = slim.where(F.col("delivery") == len(self._deliveries) - 1)
+            parts.append(stage.beside(steps.with_fingerprints(own, self._copies, self._measured), FILES))
+        if self._earlier:
+            earlier = slim.where(F.col("delivery") < len(self._earlier.deliveries))
+            files = steps.with_fingerprints(earlier, self._copies, self._earlier.fingerprints(earlier))
+            parts.append(stage.staged(files, "earlier"))
+            stage.beside(self._earlier.withdrawn, WITHDRAWN)
+        else:
+            stage.beside(self._spark.createDataFrame([], WITHDRAWN_ROWS), WITHDRAWN)
+        return _union(parts)
+
+    def write_survivors(self, stage: tables.Stage) -> None:
+        """Write the rows of the documents that are kept now and were not before."""
+        with step(self._spark, "dedup: writing the survivors"):
+            kept = self._slim_files.where("NOT settled").join(
+                self._duplicates.select("file_id"), "file_id", "left_anti"
+            )
+            documents = [delivery.documents for delivery in self._deliveries]
+            rows = write_survivors(kept, documents, stage.output)
+            stage.finish(rows=rows)
+        print(f"dedup: {rows:,} survivors in {stage.output}")
+
+    def write(self) -> None:
+        """Write the duplicates and the clusters, and tell what was found."""
+        stage, entered = self._stage, self._slim_files.where("NOT settled").count()
+        with step(self._spark, "dedup: clusters"):
+            stage.beside(steps.clusters_of(self._duplicates, self._sizes()), "_clusters")
+        self._tell_hot_bands()
+        counted = {kind: F.count_if(F.col("kind") == kind) for kind in ("exact", "near")}
+        facts = {"deliveries": [delivery._asdict() for delivery in self._deliveries]}
+        counts = stage.write(self._duplicates, counts=counted, facts=facts)
+        self._tell(entered, counts)
+
+    def _sizes(self) -> DataFrame:
+        """Rows (file_id, size) of all files that may have been removed."""
+        own = self._slim_files.select("file_id", "size")
+        return own if self._earlier is None else own.unionAll(self._earlier.files.select(*own.columns)).distinct()
+
+    def _tell_hot_bands(self) -> None:
+        documents = [delivery.documents for delivery in self._deliveries]
+        for line in hot_bands(self._spark, self._stage.scratch("pairs"), self._compared, documents, self._settings):
+            print(line)
+
+    def _tell(self, entered: int, counts: Mapping[str, Any]) -> None:
+        shuffled = shuffled_bytes(self._spark)
+        print(f"dedup: {entered:,} documents that have content and break no rule were compared")
+        print(f"dedup: {counts['exact']:,} files are exact copies and {counts['near']:,} near-duplicates of kept ones")
+        print(f"dedup: {shuffled / 1e6:,.1f} MB were shuffled, {shuffled / max(entered, 1):,.0f} bytes a file")
+        print(
+            f"dedup: {self._stage.output} names their twins, {self._stage.output}/_clusters the kept with their sizes"
+        )
+
+
+def _union(parts: Sequence[DataFrame]) -> DataFrame:
+    whole, *rest = parts
+    for part in rest:
+        whole = whole.unionByName(part)
+    return whole

@@ -1,0 +1,80 @@
+"""Fixed-size records through a Spark shuffle in blobs: a row is what one task has for one bucket, not a record.
+
+Spark moves, spills and recovers the rows; numpy sees the records. A row of thirty bytes costs the JVM about a
+microsecond to write, sort and hand to Python, a record in a blob what its bytes cost.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark.sql import DataFrame
+
+BLOBS = "bucket int, kind int, count int, records binary"
+FLUSH_BYTES = 16 << 20
+
+Records = NDArray[np.void]
+# What a bucket gets: its blobs in the order of their kinds.
+Blobs = Iterator[tuple[int, Records]]
+
+_SCHEMA = pa.schema(
+    [("bucket", pa.int32()), ("kind", pa.int32()), ("count", pa.int32()), ("records", pa.large_binary())]
+)
+
+
+def scattered(records: Records, kind: int, buckets: NDArray[np.integer]) -> pa.RecordBatch:
+    """Records (n) as one row a bucket, by their buckets (n)."""
+    order = np.argsort(buckets, kind="stable")
+    sorted_buckets = buckets[order]
+    starts = np.flatnonzero(np.diff(sorted_buckets, prepend=-1))
+    ends = np.append(starts[1:], len(order)).astype(np.int64)
+    data = np.ascontiguousarray(records[order]).view(np.uint8)
+    offsets = np.append(0, ends * records.itemsize) if len(order) else np.zeros(1, np.int64)
+    blobs = pa.Array.from_buffers(pa.large_binary(), len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+    columns = [sorted_buckets[starts], np.full(len(starts), kind), ends - starts]
+    return pa.record_batch([*(pa.array(column, pa.int32()) for column in columns), blobs], schema=_SCHEMA)
+
+
+def flushed(parts: Iterable[Records]) -> Iterator[Records]:
+    """The same records in arrays of about FLUSH_BYTES, so that blobs are few and not small."""
+    waiting: list[Records] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(one.nbytes for one in waiting) >= FLUSH_BYTES:
+            yield np.concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def exchanged(
+    blobs: DataFrame,
+    tasks: int,
+    each: Callable[[Iterator[tuple[int, Blobs]]], Iterator[pa.RecordBatch]],
+    dtypes: Mapping[int, np.dtype],
+    schema: str = BLOBS,
+) -> DataFrame:
+    """Bring the blobs of each bucket together, in the order of their kinds, and let `each` make rows of a task's buckets.
+
+    Args:
+        blobs: rows of BLOBS.
+        tasks: Spark tasks that share the buckets; each takes every so manyeth, one after the other.
+        each: from buckets (number, blobs) to batches of `schema`. A bucket's blobs are to be read before the next
+            bucket is asked for, as far as they are wanted.
+        dtypes: the records' type by kind.
+    """
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        groups = groupby(_rows(batches, dtypes), key=lambda row: row[0])
+        yield from each((bucket, ((kind, records) for _, kind, records in rows)) for bucket, rows in groups)
+
+    return blobs.repartitionById(tasks, "bucket").sortWithinPartitions("bucket", "kind").mapInArrow(run, schema)
+
+
+def _rows(batches: Iterable[pa.RecordBatch], dtypes: Mapping[int, np.dtype]) -> Iterator[tuple[int, int, Records]]:
+    for batch in batches:
+        buckets, kinds = batch.column("bucket").to_pylist(), batch.column("kind").to_pylist()
+        for bucket, kind, records in zip(buckets, kinds, batch.column("records"), strict=True):
+            yield bucket, kind, np.frombuffer(records.as_buffer(), dtypes[kind])

@@ -1,0 +1,68 @@
+"""A command run as a user runs it, watched from outside: wall time, and the memory of its tree of processes."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+SAMPLE_SECONDS = 0.2
+
+
+class Measured(NamedTuple):
+    """Peaks are of resident memory, summed over processes: pages that they share count in each."""
+
+    seconds: float
+    peak_bytes: int
+    java_peak_bytes: int
+    python_peak_bytes: int
+
+
+def measure(command: list[str], log: Path, **options: object) -> Measured:
+    """Run a command to its end, its output in `log`.
+
+    Raises:
+        RuntimeError: the command failed; the end of its output is in the message.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    begin, peak = time.monotonic(), (0, 0, 0)
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, **options) as process:
+        try:
+            while process.poll() is None:
+                java, python = _resident_bytes(process.pid)
+                peak = tuple(map(max, peak, (java + python, java, python)))
+                time.sleep(SAMPLE_SECONDS)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
+    return Measured(time.monotonic() - begin, *peak)
+
+
+def _resident_bytes(root: int) -> tuple[int, int]:
+    """Of the tree under a process: resident bytes of Java, and of all else."""
+    java = other = 0
+    for name, bytes_ in _tree(root):
+        java, other = (java + bytes_, other) if name == "java" else (java, other + bytes_)
+    return java, other
+
+
+def _tree(root: int) -> Iterator[tuple[str, int]]:
+    """Name and resident bytes of a process and all below it. One that ends meanwhile is left out."""
+    rows = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            name, _, rest = Path("/proc", entry, "stat").read_text().partition("(")[2].rpartition(")")
+        except OSError:
+            continue
+        fields = rest.split()
+        rows[int(entry)] = (int(fields[1]), name, int(fields[21]) * PAGE_BYTES)
+    for process in rows:
+        above = process
+        while above in rows and above != root:
+            above = rows[above][0]
+        if above == root:
+            yield rows[process][1:]

@@ -1,0 +1,162 @@
+"""make bench: near-duplicate removal against the exact truth, against other tools, and as the corpus grows.
+
+Prints one table and exits with 1 if a bar is missed. Corpora and the environments of other tools stay in .bench, which
+takes about 5 GB; `--only accuracy` and the like run a part.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import corpus
+import numpy as np
+import pyarrow as pa
+
+sys.path.append(str(Path(__file__).parents[1]))  # for tests/oracles.py
+
+from exact_join import Truth, check, similar_pairs
+from judge import Verdict, judge
+from near_duplicates import decisions, job_on, start_up_seconds, working_seconds
+from peers import PEERS, QUOTED, Peer, run_peer
+from synthetic import synthetic_corpus
+from table import Line, at_least, at_most, rendered
+
+THRESHOLDS = (0.7, 0.85)
+CHECKED_FILES = 1000
+RESIDUAL_BAR, GROWTH_BAR, SHUFFLE_BAR, MEMORY_BAR_BYTES = 0.002, 1.1, 1.2, 2e9
+
+
+def accuracy() -> Iterator[Line]:
+    """Every removal has a kept twin, and next to no duplicate is left."""
+    folder, (truth, checked) = corpus.real_corpora()["accuracy"], _truth()
+    files = f"{len(truth.content):,} files, {len(truth.left):,} pairs"
+    yield Line("accuracy", "exact truth", files, "", None)
+    yield Line("accuracy", f"brute force over {CHECKED_FILES:,} files agrees", f"{checked:,} pairs", "all", True)
+    for threshold in THRESHOLDS:
+        job = job_on(folder, threshold)
+        verdict = judge(truth.at(threshold), *decisions(job, folder))
+        what = f"removals at {threshold} whose named twin is not kept or not similar"
+        yield at_most("accuracy", what, verdict.unjustified, 0, "{:,.0f}", f" of {verdict.removed:,}")
+        what = f"kept at {threshold} beside a similar kept file"
+        aside = f" ({verdict.residual:,} of {verdict.kept:,})"
+        yield at_most("accuracy", what, verdict.residual_share, RESIDUAL_BAR, "{:.2%}", aside)
+
+
+def peers() -> Iterator[Line]:
+    """What the exact truth says of other tools; nothing is asked of them."""
+    folder, (truth, _) = corpus.real_corpora()["accuracy"], _truth()
+    for peer in (peer for peer in PEERS if peer.judged):
+        if ran := run_peer(peer, folder):
+            seconds, kept = ran
+            removed = np.setdiff1d(np.arange(len(truth.content)), kept)
+            yield Line("peers", peer.name, _told(judge(truth, kept, removed), _megabytes(folder) / seconds))
+    job = job_on(folder)
+    verdict = judge(truth, *decisions(job, folder)[:2])
+    yield Line("peers", "dedup.py", _told(verdict, _megabytes(folder) / working_seconds(job)))
+
+
+def speed() -> Iterator[Line]:
+    """Megabytes of text a second, and how many times those of other tools."""
+    folders = corpus.real_corpora()
+    job, megabytes = job_on(folders["large"]), _megabytes(folders["large"])
+    ours = megabytes / working_seconds(job)
+    files = corpus.read(folders["large"]).num_rows
+    yield Line("speed", "dedup.py", f"{ours:,.1f} MB/s on {files:,} files, {megabytes:,.0f} MB")
+    whole = f"{megabytes / job.measured.seconds:,.1f} MB/s"
+    times = f"{job.measured.seconds:,.0f} s, {start_up_seconds():.0f} s of them start-up"
+    yield Line("speed", "dedup.py with Spark's start-up", f"{whole} ({times})")
+    for peer in PEERS:
+        yield _compared(peer, ours, folders[peer.timed_on])
+    for name, theirs in QUOTED.items():
+        yield Line("speed", f"times {name}, quoted", f"{ours / theirs:,.1f} (it: {theirs:,.1f} MB/s)")
+
+
+def growth() -> Iterator[Line]:
+    """Four times the files take four times the time; files eight times as long shuffle no more."""
+    folders = corpus.real_corpora()
+    large, quarter = job_on(folders["large"]), job_on(folders["quarter"])
+    bytes_ratio = _megabytes(folders["large"]) / _megabytes(folders["quarter"])
+    ratio = working_seconds(large) / working_seconds(quarter)
+    what = f"time for {bytes_ratio:.2f} times the text"
+    aside = f" ({working_seconds(quarter):,.1f} s, {working_seconds(large):,.1f} s)"
+    yield at_most("growth", what, ratio, GROWTH_BAR * bytes_ratio, "{:,.2f}", aside)
+    peaks = (job.measured.java_peak_bytes / 1e6 for job in (quarter, large))
+    yield Line("growth", "memory of the JVM, one quarter and all", "{:,.0f} MB, {:,.0f} MB".format(*peaks))
+    short, long = (job_on(folders[name]).shuffle_bytes / corpus.SHORT_FILES for name in ("short", "long"))
+    what = f"shuffle of files {corpus.LONG_FACTOR} times as long"
+    aside = f" ({short:,.0f} bytes a file, {long:,.0f})"
+    yield at_most("growth", what, long / short, SHUFFLE_BAR, "{:,.2f}", aside)
+
+
+def memory() -> Iterator[Line]:
+    """A million small files, a fifth of which meet in the same bands."""
+    folder = synthetic_corpus()
+    job = job_on(folder)
+    peak, java, python = (value / 1e6 for value in job.measured[1:])
+    aside = f" MB (JVM {java:,.0f}, Python {python:,.0f})"
+    yield at_most("memory", "peak of a million files, MB", peak, MEMORY_BAR_BYTES / 1e6, "{:,.0f}", aside)
+    yield Line("memory", "time for a million files", f"{working_seconds(job):,.0f} s, {_megabytes(folder):,.0f} MB")
+    yield Line("memory", "shuffle of a million files", f"{job.shuffle_bytes / 1e6:,.0f} bytes a file")
+
+
+@cache
+def _truth() -> tuple[Truth, int]:
+    """All similar pairs of the accuracy corpus, and how many of them brute force has confirmed."""
+    print("exact truth: joining all pairs ...", file=sys.stderr, flush=True)
+    table = corpus.read(corpus.real_corpora()["accuracy"])
+    truth = similar_pairs(table["content"], min(THRESHOLDS))
+    return truth, check(truth, table["content"], _families(table, CHECKED_FILES), min(THRESHOLDS))
+
+
+def _families(table: pa.Table, count: int) -> np.ndarray:
+    """Rows of randomly chosen families, so that there are similar files among them."""
+    names = zip(table["repo_name"].to_pylist(), table["path"].to_pylist(), strict=True)
+    families = np.array([corpus.File(b"", *name).family for name in names])
+    return np.argsort(families, kind="stable")[:count]
+
+
+@cache
+def _megabytes(folder: Path) -> float:
+    return corpus.content_bytes(folder) / 1e6
+
+
+def _compared(peer: Peer, ours: float, documents: Path) -> Line:
+    """How many times as fast as a peer, which is timed now; a peer that is not to be had misses no bar."""
+    ran, what = run_peer(peer, documents), f"times {peer.name}"
+    if ran is None:
+        return Line("speed", what, "left out, see above")
+    theirs = _megabytes(documents) / ran[0]
+    aside = f" (it: {theirs:,.1f} MB/s)"
+    if peer.speed_bar is None:
+        return Line("speed", what, f"{ours / theirs:,.1f}{aside}")
+    return at_least("speed", what, ours / theirs, peer.speed_bar, "{:,.1f}", aside)
+
+
+def _told(verdict: Verdict, speed: float) -> str:
+    shares = f"{verdict.unjustified_share:.1%} of removals unjustified, {verdict.residual_share:.2%} of kept residual"
+    return f"{shares}, {speed:,.1f} MB/s"
+
+
+def _finished(name: str, lines: Iterator[Line]) -> Iterator[Line]:
+    """The lines of a part; a part that breaks off fails, and the others go on."""
+    try:
+        yield from lines
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        yield Line(name, "broke off", "see above", "", False)
+
+
+def main() -> int:
+    parts = {part.__name__: part for part in (accuracy, peers, speed, growth, memory)}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="the parts to run")
+    chosen = parser.parse_args().only
+    lines = [line for name in chosen for line in _finished(name, parts[name]())]
+    print(rendered(lines))
+    return int(any(line.passed is False for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
