@@ -43,7 +43,7 @@ def row_groups(spark: SparkSession, path: str) -> DataFrame:
     files = storage.files()
     if not files:
         raise ValueError(f"{path} holds no Parquet files")
-    parts = [(name,) for name in part_names(path)]
+    parts = pa.table({"part": part_names(path)})
     tasks = min(_tasks(spark), 1 + sum(file.size for file in files) // TASK_BYTES)
     uri = storage.uri
 
@@ -57,7 +57,7 @@ def row_groups(spark: SparkSession, path: str) -> DataFrame:
                     names=["part", "row_group", "rows"],
                 )
 
-    listed = spark.createDataFrame(parts, "part string").repartition(min(len(parts), tasks))
+    listed = spark.createDataFrame(parts).repartition(min(len(parts), tasks))
     return listed.mapInArrow(expand, _ROW_GROUPS).repartition(tasks)
 
 

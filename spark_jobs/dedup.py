@@ -71,7 +71,7 @@ def main(
         if survivors:
             with stages[1]:
                 found.write_survivors(stages[1])
-        found.write()
+        found.finish()
 
 
 if __name__ == "__main__":

@@ -41,9 +41,15 @@ def main(
         return
     with stage, start_session("ledger") as spark, step(spark, "ledger: one state a file"):
         found = {kind: tables.read(spark, path, kind) for kind, path in inputs.items() if kind != "documents"}
+        manifests = {kind: tables.manifest(path) for kind, path in inputs.items()}
+        earlier = manifests["duplicates"]["deliveries"][:-1]
+        kept_before = None
+        if earlier:  # its removals are those of the whole collection
+            found["duplicates"] = found["duplicates"].join(found["signals"].select("file_id"), "file_id", "left_semi")
+            kept_before = spark.read.parquet(*(delivery["fingerprints"] for delivery in earlier)).select("file_id")
         ledger = stage.staged(states.ledger_of(**found), "ledger")
         counts = states.counts_by_state(ledger)
-        states.reconcile(ledger, counts, found["duplicates"], {kind: tables.manifest(inputs[kind]) for kind in inputs})
+        states.reconcile(ledger, counts, found["duplicates"], manifests, kept_before)
         stage.write(ledger, facts={"states": counts})
     for state, count in counts.items():
         print(f"  {state:<30}{count['files']:>12,} files {count['bytes'] / 1e6:>14,.1f} MB")

@@ -23,6 +23,7 @@ log = logging.getLogger("corella")
 SCHEMA_VERSION = 2
 UNFINISHED_NAME = "_unfinished"
 SCRATCH_NAME = "_scratch"
+SCRATCH_BLOCK_BYTES = 16 << 20
 
 
 def _schema(**columns: T.DataType) -> T.StructType:
@@ -276,8 +277,9 @@ class Stage:
         them back."""
         assert name.startswith("_")
         uri = f"{self.storage.uri}/{name}"
-        # Hashes neither repeat nor shrink.
-        rows.write.options(compression="lz4_raw", **{"parquet.enable.dictionary": "false"}).parquet(uri)
+        # Hashes neither repeat nor shrink, and a row group waits in memory until it is whole.
+        writer = rows.write.option("compression", "lz4_raw").option("parquet.enable.dictionary", "false")
+        writer.option("parquet.block.size", SCRATCH_BLOCK_BYTES).parquet(uri)
         return rows.sparkSession.read.schema(rows.schema).parquet(uri)
 
     def write(
@@ -296,13 +298,19 @@ class Stage:
             facts: what else the manifest tells, which is no part of the table's identity.
             options: of Spark's Parquet writer.
         """
-        observation = Observation()
-        measures = [value.alias(name) for name, value in {"rows": F.count(F.lit(1)), **(counts or {})}.items()]
-        writer = rows.observe(observation, *measures).write.mode("append").option("compression", "zstd")
-        writer.options(**(options or {})).parquet(self.storage.uri)
-        observed = dict(observation.get)
+        _, observed = self.append(rows, counts or {}, options)
         self.finish(**observed, **(facts or {}))
         return observed
+
+    def append(
+        self, rows: DataFrame, counts: Mapping[str, Any], options: Mapping[str, Any] | None = None
+    ) -> tuple[DataFrame, dict[str, Any]]:
+        """Write the rows as `write` does, but for the manifest; return them, read back, and their counts."""
+        observation = Observation()
+        measures = [value.alias(name) for name, value in {"rows": F.count(F.lit(1)), **counts}.items()]
+        writer = rows.observe(observation, *measures).write.mode("append").option("compression", "zstd")
+        writer.options(**(options or {})).parquet(self.storage.uri)
+        return rows.sparkSession.read.schema(rows.schema).parquet(self.storage.uri), dict(observation.get)
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest: the table is there from now on."""

@@ -39,10 +39,10 @@ from spark_jobs.near_duplicates.settings import BANDS, ROWS
 HUBS = 32
 
 # A band's members that a worker sorts at once, and the bytes of a bucket that the number of buckets aims at.
-RUN_BYTES = 128 << 20
-_BUCKET_BYTES = 32 << 20
+RUN_BYTES = 64 << 20
+_BUCKET_BYTES = 16 << 20
 # Pairs gathered over a task's bands before repeated ones are dropped: similar files meet in many bands.
-_PAIRS_AT_ONCE = 1 << 20
+_PAIRS_AT_ONCE = 1 << 19
 # Bands that are reported: the HOTTEST of a bucket, if they have more members than this.
 HOT_MEMBERS, HOTTEST = 200, 3
 _UNSETTLED = 0x80  # the top bit of a key
@@ -190,7 +190,8 @@ def _addressed(pairs: Records, buckets: int) -> Iterator[pa.RecordBatch]:
 def sorted_runs(parts: Iterable[Records], run_bytes: int = RUN_BYTES) -> Iterator[Records]:
     """BAND_MEMBERs sorted by digest and key, in arrays of at most about `run_bytes`.
 
-    Members beyond `run_bytes` are sorted in runs, which wait in a temporary file and are merged.
+    Members beyond `run_bytes` are sorted in runs, which wait in a temporary file and are merged; where there are no
+    more, those that share their digest with nobody are left out.
     """
     runs: list[Records] = []
     with tempfile.TemporaryFile() as spilled:
@@ -200,20 +201,23 @@ def sorted_runs(parts: Iterable[Records], run_bytes: int = RUN_BYTES) -> Iterato
             if sum(one.nbytes for one in waiting) >= run_bytes:
                 runs.append(_spilled(_sorted(np.concatenate(waiting)), spilled))
                 waiting = []
+        if waiting and not runs:
+            yield _sorted(np.concatenate(waiting), shared_only=True)
+            return
         if waiting:
             runs.append(_sorted(np.concatenate(waiting)))
         yield from _merged(runs, run_bytes // BAND_MEMBER.itemsize)
 
 
-def _sorted(members: Records) -> Records:
+def _sorted(members: Records, shared_only: bool = False) -> Records:
     """By digest; only members that share one are compared by their keys."""
-    order = np.argsort(members["digest"], kind="stable")
+    order = np.argsort(members["digest"])
     digests = members["digest"][order]
-    same = np.flatnonzero(digests[1:] == digests[:-1])
-    shared = np.unique(np.concatenate([same, same + 1]))
+    same = digests[1:] == digests[:-1]
+    shared = np.flatnonzero(np.append(same, False) | np.append(False, same)) if len(members) else order
     keys = numbers(members["key"][order[shared]])
     order[shared] = order[shared][np.lexsort([*keys.T[::-1], digests[shared]])]
-    return members[order]
+    return members[order[shared] if shared_only else order]
 
 
 def _spilled(members: Records, file: BinaryIO) -> Records:

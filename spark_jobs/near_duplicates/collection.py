@@ -100,8 +100,10 @@ class Collection:
         return reduce(DataFrame.unionAll, parts)
 
     def fingerprints(self, files: DataFrame) -> DataFrame:
-        """`file_id`, where it lies, `bands` and `sketch` of files of earlier deliveries. An index has them once for all
-        exact copies, so they are found by content."""
+        """`file_id`, where it lies, `bands` and `sketch` of files of earlier deliveries.
+
+        An index has them once for all exact copies, so they are found by content.
+        """
         known = self.files.where(F.col("bands").isNotNull()).select("content_hash", "bands", "sketch")
         names = ["file_id", *LOCATION, "content_hash"]
         return files.select(*names).join(known.dropDuplicates(["content_hash"]), "content_hash").drop("content_hash")

@@ -6,10 +6,12 @@ resembles travels once to each bucket, and no bucket gets more work than its own
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -63,8 +65,8 @@ def edges_of(
             yield scattered(found, KIND_SKETCHED, bucket_of(found["key"][:, RANK_BYTES:], buckets))
 
     def reply(groups: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
-        for _, blobs in groups:
-            yield from _replies(blobs)
+        for bucket, blobs in groups:
+            yield from _replies(bucket, blobs)
 
     def compare(groups: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
         for edges in flushed(part for _, blobs in groups for part in _edges(blobs, threshold, exact)):
@@ -75,7 +77,7 @@ def edges_of(
     requests = pairs.where(F.col("kind") == KIND_REQUEST)
     replies = exchanged(sketched.unionAll(requests), tasks, reply, DTYPES)
     waiting = pairs.where(F.col("kind") == KIND_PAIR)
-    return exchanged(sketched.unionAll(waiting).unionAll(replies), tasks, compare, DTYPES)
+    return exchanged(waiting.unionAll(replies), tasks, compare, DTYPES)
 
 
 def _sketched(batch: pa.RecordBatch, parts: Sequence[Sequence[str]]) -> Records:
@@ -121,10 +123,12 @@ class _Files:
         return there, places[there]
 
 
-def _replies(blobs: Blobs) -> Iterator[pa.RecordBatch]:
-    """The wanted sketches of one bucket, for the buckets that want them."""
+def _replies(bucket: int, blobs: Blobs) -> Iterator[pa.RecordBatch]:
+    """The sketches of one bucket for itself, and those that are wanted for the buckets that want them."""
     following: list[tuple[int, Records]] = []
     files = _Files(_by_kind(blobs, KIND_SKETCHED, following))
+    for part in _portions(files.files):
+        yield scattered(part, KIND_SKETCHED, np.full(len(part), bucket))
     parts = [records for _, records in (*following, *blobs)]
     if not parts:
         return
@@ -132,10 +136,14 @@ def _replies(blobs: Blobs) -> Iterator[pa.RecordBatch]:
     ids = numbers(requests["id"])
     requests = requests[first_of_each(np.column_stack([ids, requests["bucket"].astype(np.uint64)]))]
     _, places = files.of(numbers(requests["id"]))
+    for part, buckets in zip(_portions(places), _portions(requests["bucket"].astype(np.int64)), strict=True):
+        yield scattered(files.files[part], KIND_REPLY, buckets)
+
+
+def _portions(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """An array in pieces of as many as there are sketches in a blob of FLUSH_BYTES."""
     at_once = max(1, FLUSH_BYTES // SKETCHED.itemsize)
-    for first in range(0, len(places), at_once):
-        part = slice(first, first + at_once)
-        yield scattered(files.files[places[part]], KIND_REPLY, requests["bucket"][part].astype(np.int64))
+    return (values[first : first + at_once] for first in range(0, len(values), at_once))
 
 
 def _edges(blobs: Blobs, threshold: float, exact: bool) -> Iterator[Records]:

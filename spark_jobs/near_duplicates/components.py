@@ -26,7 +26,8 @@ def components_of(edges: DataFrame, verify: Verify, staged: Staged, walked: int 
     two are similar by way of others only.
 
     Args:
-        edges: blobs of EDGEs, each pair once, staged; keys sort from best to worst. Those whose proof is OPEN need one.
+        edges: blobs of EDGEs, each pair once, staged; keys sort from best to worst. Those whose proof is OPEN need
+            one.
         verify: from blobs of open edges to blobs of those of them that are similar, with their proof, staged.
         staged: writes rows under a name and reads them back.
         walked: edges that one task may join.

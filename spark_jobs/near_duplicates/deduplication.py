@@ -54,16 +54,17 @@ class Deduplication:
         spark, stage = self._spark, self._stage
         slim = self._slim()
         with step(spark, "dedup: exact copies"):
-            self._copies = stage.staged(steps.exact_copies(slim), "copies")
-            files = self._with_fingerprints(slim)
-        self._compared = files.where("first")
+            files = self._with_fingerprints(steps.with_best_copy(slim))
+        is_copy = F.col("key") != F.col("kept")
+        self._compared = files.where(~is_copy)
         documents = [delivery.documents for delivery in self._deliveries]
         near = steps.similar_files(self._compared, documents, self._settings, stage)
         with step(spark, "dedup: naming the removed and the kept"):
-            found = steps.named(steps.resolved(self._copies, near), slim)
+            found = steps.named(steps.resolved(files.where(is_copy).select("key", "kept"), near), slim)
             if self._earlier:
                 found = found.unionAll(self._earlier.standing_removals().select(*found.columns))
-            self._duplicates = stage.staged(found, "duplicates")
+            kinds = {kind: F.count_if(F.col("kind") == kind) for kind in ("exact", "near")}
+            self._duplicates, self._counts = stage.append(found, kinds)
         self._slim_files = slim
 
     def _slim(self) -> DataFrame:
@@ -98,10 +99,10 @@ class Deduplication:
         stage, parts = self._stage, []
         if "documents" in self._inputs:
             own = slim.where(F.col("delivery") == len(self._deliveries) - 1)
-            parts.append(stage.beside(steps.with_fingerprints(own, self._copies, self._measured), FILES))
+            parts.append(stage.beside(steps.with_fingerprints(own, self._measured), FILES))
         if self._earlier:
             earlier = slim.where(F.col("delivery") < len(self._earlier.deliveries))
-            files = steps.with_fingerprints(earlier, self._copies, self._earlier.fingerprints(earlier))
+            files = steps.with_fingerprints(earlier, self._earlier.fingerprints(earlier))
             parts.append(stage.staged(files, "earlier"))
             stage.beside(self._earlier.withdrawn, WITHDRAWN)
         else:
@@ -119,16 +120,14 @@ class Deduplication:
             stage.finish(rows=rows)
         print(f"dedup: {rows:,} survivors in {stage.output}")
 
-    def write(self) -> None:
-        """Write the duplicates and the clusters, and tell what was found."""
+    def finish(self) -> None:
+        """Write the clusters, tell what was found, and finish the table of duplicates."""
         stage, entered = self._stage, self._slim_files.where("NOT settled").count()
         with step(self._spark, "dedup: clusters"):
             stage.beside(steps.clusters_of(self._duplicates, self._sizes()), "_clusters")
         self._tell_hot_bands()
-        counted = {kind: F.count_if(F.col("kind") == kind) for kind in ("exact", "near")}
-        facts = {"deliveries": [delivery._asdict() for delivery in self._deliveries]}
-        counts = stage.write(self._duplicates, counts=counted, facts=facts)
-        self._tell(entered, counts)
+        stage.finish(**self._counts, deliveries=[delivery._asdict() for delivery in self._deliveries])
+        self._tell(entered, self._counts)
 
     def _sizes(self) -> DataFrame:
         """Rows (file_id, size) of all files that may have been removed."""

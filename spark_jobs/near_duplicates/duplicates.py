@@ -18,7 +18,7 @@ from spark_jobs.session import step
 # What is known of a competing file without its bands and sketch.
 SLIM = ("file_id", "repo", "path", "size", "content_hash", "shingles", "key", "delivery", "settled", *LOCATION)
 # Files whose sketches a worker holds at once.
-_BUCKET_FILES = 16_384
+_BUCKET_FILES = 8_192
 
 
 def competitors(
@@ -47,21 +47,17 @@ def slim_files(competing: DataFrame, delivery: int) -> DataFrame:
     return ranked(fresh).select(*SLIM)
 
 
-def exact_copies(slim: DataFrame) -> DataFrame:
-    """Rows (key, kept) for every file whose content a better one has, byte by byte."""
-    best = slim.groupBy("content_hash").agg(F.min("key").alias("kept"), F.count(F.lit(1)).alias("copies"))
-    repeated = best.where("copies > 1").select("content_hash", "kept")
-    return slim.join(repeated, "content_hash").where("key != kept").select("key", "kept")
+def with_best_copy(slim: DataFrame) -> DataFrame:
+    """The files with the key of the best file of the same bytes: `kept`, which is their own if they are that."""
+    best = slim.groupBy("content_hash").agg(F.min("key").alias("kept"))
+    return slim.join(best, "content_hash")
 
 
-def with_fingerprints(slim: DataFrame, copies: DataFrame, measured: DataFrame) -> DataFrame:
-    """The files with their bands and sketches, which only the best of exact copies gets (`first`)."""
-    copied = copies.select("key", F.lit(False).alias("first"))
-    flagged = slim.join(copied, "key", "left").withColumn("first", F.coalesce("first", F.lit(True)))
-    fingerprints = measured.select("file_id", *LOCATION, "bands", "sketch")
-    first = flagged.where("first").join(fingerprints, ["file_id", *LOCATION])
-    rest = flagged.where("NOT first").withColumns({name: F.lit(None).cast("binary") for name in ("bands", "sketch")})
-    return first.unionByName(rest)
+def with_fingerprints(slim: DataFrame, fingerprints: DataFrame) -> DataFrame:
+    """The files with bands and sketches, which only the best of exact copies get."""
+    columns = fingerprints.select("file_id", *LOCATION, "bands", "sketch")
+    best = {name: F.when(F.col("key") == F.col("kept"), F.col(name)) for name in ("bands", "sketch")}
+    return slim.join(columns, ["file_id", *LOCATION]).withColumns(best)
 
 
 def similar_files(files: DataFrame, documents: list[str], settings: Settings, stage: tables.Stage) -> DataFrame:

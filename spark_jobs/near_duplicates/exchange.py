@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 
 BLOBS = "bucket int, kind int, count int, records binary"
-FLUSH_BYTES = 16 << 20
+FLUSH_BYTES = 4 << 20
 
 Records = NDArray[np.void]
 # What a bucket gets: its blobs in the order of their kinds.
@@ -26,7 +26,8 @@ _SCHEMA = pa.schema(
 
 def scattered(records: Records, kind: int, buckets: NDArray[np.integer]) -> pa.RecordBatch:
     """Records (n) as one row a bucket, by their buckets (n)."""
-    order = np.argsort(buckets, kind="stable")
+    few = len(buckets) == 0 or int(buckets.max()) < 1 << 16  # numpy sorts numbers of 16 bits by their digits
+    order = np.argsort(buckets.astype(np.uint16) if few else buckets, kind="stable")
     sorted_buckets = buckets[order]
     starts = np.flatnonzero(np.diff(sorted_buckets, prepend=-1))
     ends = np.append(starts[1:], len(order)).astype(np.int64)
@@ -54,14 +55,13 @@ def exchanged(
     tasks: int,
     each: Callable[[Iterator[tuple[int, Blobs]]], Iterator[pa.RecordBatch]],
     dtypes: Mapping[int, np.dtype],
-    schema: str = BLOBS,
 ) -> DataFrame:
-    """Bring the blobs of each bucket together, in the order of their kinds, and let `each` make rows of a task's buckets.
+    """Bring the blobs of each bucket together, in the order of their kinds; `each` makes rows of a task's buckets.
 
     Args:
         blobs: rows of BLOBS.
-        tasks: Spark tasks that share the buckets; each takes every so manyeth, one after the other.
-        each: from buckets (number, blobs) to batches of `schema`. A bucket's blobs are to be read before the next
+        tasks: Spark tasks that share the buckets; each takes its own one after the other.
+        each: from buckets (number, blobs) to batches of BLOBS. A bucket's blobs are to be read before the next
             bucket is asked for, as far as they are wanted.
         dtypes: the records' type by kind.
     """
@@ -70,7 +70,7 @@ def exchanged(
         groups = groupby(_rows(batches, dtypes), key=lambda row: row[0])
         yield from each((bucket, ((kind, records) for _, kind, records in rows)) for bucket, rows in groups)
 
-    return blobs.repartitionById(tasks, "bucket").sortWithinPartitions("bucket", "kind").mapInArrow(run, schema)
+    return blobs.repartitionById(tasks, "bucket").sortWithinPartitions("bucket", "kind").mapInArrow(run, BLOBS)
 
 
 def _rows(batches: Iterable[pa.RecordBatch], dtypes: Mapping[int, np.dtype]) -> Iterator[tuple[int, int, Records]]:

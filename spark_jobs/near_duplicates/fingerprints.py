@@ -186,7 +186,7 @@ def binary(rows: NDArray[np.generic]) -> pa.Array:
 
 
 def matrix(values: pa.Array, dtype: str | np.dtype) -> NDArray[np.generic]:
-    """A column of binary values of one width as the rows of a matrix (n, width / item size), without a copy a value."""
+    """A column of binary values of one width as the rows of a matrix (n, width / item size)."""
     large = values.cast(pa.large_binary())
     kind = np.dtype(dtype)
     _, bounds, data = large.buffers()

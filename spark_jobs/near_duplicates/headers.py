@@ -68,7 +68,7 @@ def _comment_end(data: Bytes, at: int, end: int, tables: _Tables) -> int:
         inside = at + opening[1][block + 1] - opening[1][block]
         while inside < end:
             if _which(data, inside, end, ending, bounds) == 0:
-                return inside + size
+                return int(inside + size)
             inside += 1
         return at
     is_line = _which(data, at, end, line[0], line[1]) >= 0 and _which(data, at, end, code[0], code[1]) < 0

@@ -45,7 +45,8 @@ def removals_of(edges: DataFrame, verify: Verify, staged: Staged, walked: int = 
     """The removed files and why: EDGE_ROWS whose better file is kept, one a removed (worse) file.
 
     Args:
-        edges: blobs of EDGEs, each pair once, staged; keys sort from best to worst. Those whose proof is OPEN need one.
+        edges: blobs of EDGEs, each pair once, staged; keys sort from best to worst. Those whose proof is OPEN need
+            one.
         verify: from blobs of open edges to blobs of those of them that are similar, with their proof, staged.
         staged: writes rows under a name and reads them back, so that no round recomputes an earlier one.
         walked: edges that one task may walk.

@@ -39,6 +39,9 @@ class Fingerprint:
         raise ValueError(f"{table} has fingerprints of scheme {scheme}; needed is {_SCHEME}: measure again")
 
 
+WHOLE_TEXT = Fingerprint()
+
+
 class Settings(NamedTuple):
     """How duplicates are found.
 

@@ -11,7 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from spark_jobs.near_duplicates.headers import header_end, header_tables
-from spark_jobs.near_duplicates.settings import SHINGLE_WORDS, Fingerprint
+from spark_jobs.near_duplicates.settings import SHINGLE_WORDS, WHOLE_TEXT, Fingerprint
 from spark_jobs.near_duplicates.words import Bytes, Hashes, Offsets, shingles_of, workspace
 from spark_jobs.rules.characters import character_classes
 
@@ -42,7 +42,7 @@ def _shingle_sets(
 
 
 def shingle_sets(
-    data: Bytes, offsets: Offsets, size: int = SHINGLE_WORDS, taken: Fingerprint = Fingerprint()
+    data: Bytes, offsets: Offsets, size: int = SHINGLE_WORDS, taken: Fingerprint = WHOLE_TEXT
 ) -> tuple[Hashes, Offsets]:
     """The sorted distinct 64-bit hashes of documents' runs of `size` words, end to end, and their n + 1 bounds.
 

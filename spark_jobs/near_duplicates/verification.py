@@ -18,11 +18,11 @@ from spark_jobs.near_duplicates.records import DTYPES, KIND_EDGE, first_of_each,
 from spark_jobs.near_duplicates.settings import Fingerprint
 from spark_jobs.near_duplicates.shingles import jaccard, shingle_sets
 
-# Edges that are worth a task of their own. Every task reads the row groups of its own pairs, and a similar file may lie
-# anywhere, so that many tasks read much of the content many times.
+# Edges that are worth a task of their own. Every task reads the row groups of its own pairs, and a similar file may
+# lie anywhere, so that many tasks read much of the content many times.
 _TASK_EDGES = 500_000
 # Text whose shingle sets a worker holds at once: 4 bytes a byte of text at most, in source code 0.7.
-RUN_BYTES = 256 << 20
+RUN_BYTES = 128 << 20
 
 
 def verified(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.cpython.unsafe.numbers import trailing_zeros
+from numba.cpython.unsafe import numbers
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -23,6 +23,7 @@ Hashes = NDArray[np.uint64]
 
 MULTIPLIER = np.uint64(0x9FB21C651E98DF25)
 _FINAL_1, _FINAL_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
+_trailing_zeros: Any = numbers.trailing_zeros
 _ONE, _EIGHT, _TOP = np.uint64(1), np.uint64(8), np.uint64(63)
 _MASK_OF_FLAGS = np.uint64(0x0102040810204080)
 
@@ -118,7 +119,7 @@ def _word_hashes(data: Bytes, first: int, end: int, classes: Bytes, marks: Bytes
         edges = mask ^ ((mask << _ONE) | carry)
         carry = mask >> _TOP
         while edges != 0:
-            place = first + block + trailing_zeros(edges)
+            place = first + block + _trailing_zeros(edges)
             edges &= edges - _ONE
             if inside:
                 out[count] = _word_hash(data, begin, place)

@@ -74,7 +74,7 @@ def facts_of(spark: SparkSession, workspace: Workspace, ledger: Row) -> Facts:
 
     def rows_of(kind: str) -> list[Row]:
         rows = workspace.table(spark, kind).where(F.col("file_id") == wanted)
-        return rows.drop("sketch", "licenses", "stars", *LOCATION).collect()
+        return rows.drop("bands", "sketch", "licenses", "stars", *LOCATION).collect()
 
     documents = workspace.path("documents")
     twins = rows_of("duplicates")
@@ -82,9 +82,10 @@ def facts_of(spark: SparkSession, workspace: Workspace, ledger: Row) -> Facts:
     twin_content = None
     if twin:
         kept = workspace.table(spark, "ledger").where(F.col("file_id") == F.lit(bytes(twin.kept_file_id))).collect()
-        twin_content = row_at(documents, kept[0], ("content",))["content"]
+        if kept:  # a twin of an earlier delivery is not in this ledger
+            twin_content = row_at(documents, kept[0], ("content",))["content"]
     removed = workspace.table(spark, "duplicates").where(F.col("kept_file_id") == wanted)
-    first_removed = removed.orderBy(F.desc("similarity"), "repo", "path").limit(REMOVED).collect()
+    first_removed = removed.orderBy(F.desc_nulls_last("similarity"), "repo", "path").limit(REMOVED).collect()
     return Facts(
         ledger=ledger,
         document=row_at(documents, ledger, DOCUMENT_COLUMNS),

@@ -88,7 +88,7 @@ def _twin(facts: Facts, most_lines: int, width: int) -> list[str]:
         return []
     kind = "an exact copy" if twin.kind == "exact" else "a near-duplicate"
     lines = [
-        f"It is {kind} of a kept file, with Jaccard similarity {twin.similarity:.4f}:",
+        f"It is {kind} of a kept file, {_similarity(twin)}:",
         f"  {name_of(twin, 'kept_')}",
         f"  {bytes(twin.kept_file_id).hex()}",
     ]
@@ -98,11 +98,26 @@ def _twin(facts: Facts, most_lines: int, width: int) -> list[str]:
     return [*lines, "This file (left) and the kept one (right):", *compared]
 
 
+def _similarity(twin: Row) -> str:
+    """How similar a removed file is to the kept one, and how that is known."""
+    known = {
+        "bytes": "byte by byte",
+        "shingles": "by their sets of shingles",
+        "sketch": "by their sketches, which decide the threshold beyond doubt",
+        "estimate": "by their sketches' estimate",
+    }
+    if twin.similarity is None:
+        return "by way of other files"
+    return f"with Jaccard similarity {twin.similarity:.4f} ({known[twin.proof]})"
+
+
 def _consequences(facts: Facts) -> list[str]:
     if facts.ledger.state != KEPT:
         return []
     lines = [f"{count(facts.removed)} files were removed for it{':' if facts.removed else '.'}"]
-    lines += [f"  {row.similarity:.4f} {row.kind:<5} {name_of(row)}" for row in facts.first_removed]
+    lines += [
+        f"  {_number(one.similarity) or 'unknown':<7} {one.kind:<5} {name_of(one)}" for one in facts.first_removed
+    ]
     if facts.removed > len(facts.first_removed):
         lines.append(f"  and {count(facts.removed - len(facts.first_removed))} more")
     if not facts.has_shards:

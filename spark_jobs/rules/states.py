@@ -34,7 +34,7 @@ def ledger_of(
         (
             F.col("kind") == "near",
             F.lit("near-duplicate"),
-            F.concat(_number("similarity"), F.lit(" similar to "), _twin()),
+            F.concat(F.coalesce(_number("similarity"), F.lit("by way of others")), F.lit(" similar to "), _twin()),
         ),
     ]
     state, evidence = F.lit(KEPT), F.lit("")
@@ -80,8 +80,17 @@ def reconcile(
     counts: Mapping[str, Mapping[str, int]],
     duplicates: DataFrame,
     manifests: Mapping[str, Mapping[str, Any]],
+    kept_before: DataFrame | None = None,
 ) -> None:
-    """RuntimeError if a file is missing or double, or a removal names a file that is not kept."""
+    """RuntimeError if a file is missing or double, or a removal names a file that is not kept.
+
+    Args:
+        ledger: rows of LEDGER.
+        counts: what `counts_by_state` returns.
+        duplicates: rows of DUPLICATES of the ledger's files.
+        manifests: of the inputs, by kind.
+        kept_before: rows (file_id) of files of earlier deliveries, which may have been kept there.
+    """
     total = sum(count["files"] for count in counts.values())
     rows = {kind: manifests[kind]["rows"] for kind in manifests}
     faults = [
@@ -90,9 +99,12 @@ def reconcile(
     if (different := ledger.select("file_id").distinct().count()) != total:
         faults.append(f"only {different:,} ids differ")
     removed = sum(counts.get(state, {"files": 0})["files"] for state in ("exact copy", "near-duplicate"))
-    if removed != rows["duplicates"]:
-        faults.append(f"duplicates has {rows['duplicates']:,} rows for {removed:,} removed files")
+    named = rows["duplicates"] if kept_before is None else duplicates.count()
+    if removed != named:
+        faults.append(f"duplicates has {named:,} rows for {removed:,} removed files")
     kept = ledger.where(F.col("state") == KEPT).select(F.col("file_id").alias("kept_file_id"))
+    if kept_before is not None:
+        kept = kept.unionAll(kept_before).distinct()
     if orphans := duplicates.join(kept, "kept_file_id", "left_anti").count():
         faults.append(f"{orphans:,} removed files name a file that is not kept")
     if faults:
