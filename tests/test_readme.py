@@ -43,6 +43,10 @@ def place(folder):
     (folder / "my_parquet").mkdir()
     table = pa.table({"content": texts + texts[:5], "license": ["mit"] * 25, "extra": list(range(25))})
     pq.write_table(table, folder / "my_parquet" / "0.parquet")
+    (folder / "my_delivery").mkdir()
+    more = pa.table({"content": [texts[0], small_corpus.code(draw, 30)], "license": ["mit"] * 2, "extra": [25, 26]})
+    pq.write_table(more, folder / "my_delivery" / "0.parquet")
+    (folder / "takedown.txt").write_text("0" * 32 + "\n")
     with gzip.open(folder / "HumanEval.jsonl.gz", "wt") as file:
         file.write(json.dumps({"task_id": "T/1", "prompt": "def sum of all of the beginnings of a list of numbers"}))
 
@@ -51,7 +55,7 @@ def test_every_command_runs(tmp_path):
     place(tmp_path)
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     lines = commands()
-    assert len(lines) == 15
+    assert len(lines) == 17
     for line in lines:
         words = shlex.split(line.replace("--num_gpus 8", "--num_gpus 2"))
         if words[0] == "deepspeed":
@@ -63,5 +67,6 @@ def test_every_command_runs(tmp_path):
     survivors = pq.read_table(tmp_path / "survivors")
     assert survivors.column_names == ["content", "license", "extra"]
     assert len(survivors) == 20
+    assert pq.read_table(tmp_path / "survivors_2").column("extra").to_pylist() == [26]
     for run in ("run", "run_110m", "run_1b"):
         assert (tmp_path / "w" / run / "export" / "model.safetensors").is_file()
