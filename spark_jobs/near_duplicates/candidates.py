@@ -150,7 +150,7 @@ def _pair_rows(
             counts[first] += filling
             for hub in range(first, min(row, first + most_hubs)):
                 fewer, more = min(shingles[hub], shingles[row]), max(shingles[hub], shingles[row])
-                if fewer >= threshold * more and not (settled[hub] and settled[row]):
+                if fewer / more >= threshold and not (settled[hub] and settled[row]):
                     if filling:
                         left[found], right[found] = hub, row
                     found += 1
@@ -197,7 +197,7 @@ def sorted_runs(parts: Iterable[Records], run_bytes: int = RUN_BYTES) -> Iterato
     with tempfile.TemporaryFile() as spilled:
         waiting: list[Records] = []
         for part in parts:
-            waiting.append(part)
+            waiting += [part] if len(part) else []
             if sum(one.nbytes for one in waiting) >= run_bytes:
                 runs.append(_spilled(_sorted(np.concatenate(waiting)), spilled))
                 waiting = []

@@ -23,6 +23,7 @@ FALSE_SIMILAR, FALSE_DIFFERENT = 1e-9, 1e-4
 DIFFERENT, UNDECIDED, SIMILAR = np.uint8(0), np.uint8(1), np.uint8(2)
 
 _CHANCE_AGREEMENT = 1 / 255
+_FEW_BINS = 4.0  # may differ at any threshold, so that agreement is never taken for proof of equality
 _BLOCK = 128  # counts of a block fit a byte, so that the comparison runs on as many lanes as a register has bytes
 
 
@@ -44,7 +45,7 @@ def _compare(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> tuple[int, in
 @njit(nogil=True, cache=True)
 def chance_agreements(filled: int, threshold: float, risk: float) -> int:
     """The number of bins, of those that differ at the threshold, that no more agree by chance at this risk."""
-    mean = filled * (1 - threshold) * _CHANCE_AGREEMENT
+    mean = max(filled * (1 - threshold), _FEW_BINS) * _CHANCE_AGREEMENT
     term = math.exp(-mean)
     tail, count = 1 - term, 0
     while tail > risk and count < filled:
@@ -76,9 +77,9 @@ def _judge(
         union = total / (1 + threshold)
         spread = math.sqrt(max(1 - (filled - 1) / union, 0.0) / (2 * filled))
         common = agreeing - chance_agreements(filled, threshold, FALSE_SIMILAR / 2)
-        proven = common >= threshold * (total - common)
+        proven = common / (total - common) >= threshold
         likely = common >= filled * (threshold + spread * math.sqrt(-math.log(FALSE_SIMILAR / 2)))
-        refuted = total - filled < threshold * filled
+        refuted = (total - filled) / filled < threshold
         unlikely = agreeing < filled * (threshold - spread * math.sqrt(-math.log(FALSE_DIFFERENT)))
         if refuted or unlikely:
             verdicts[row] = DIFFERENT
