@@ -1,11 +1,10 @@
-"""Real corpora: the text files of wheels, several versions of a package each, and of the running environment.
+"""Real corpora: the text files of wheels and of the running environment.
 
-Versions of one package are the near-copies that a corpus of GitHub files is full of: the same file, edited. What is
-built is kept under .bench/corpus; the versions are pinned in corpus.txt, so only the environment's share may differ.
+What is built is kept under .bench/corpus; the versions are pinned, so only the environment's share may differ.
 
-    large      all files, and what the others are taken of
-    quarter    a quarter of the large one by families (a file in all its versions): the same kind of files, fewer
-    accuracy   all versions of six packages: near-copies stay together, and all pairs can be found exactly
+    large      the packages of large.txt, one version each, and the environment; the next four are taken of it
+    quarter    a quarter of it by paths: the same kind of files, fewer
+    accuracy   the packages of versions.txt in several versions, near-copies as forks have them; all pairs can be found
     sample     8,000 files of the large one, for tools that take hours on all
     short      4,000 of them, each of at most 64 KB
     long       the same 4,000 files, each eight times as long and as similar to each other as before
@@ -32,7 +31,6 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BENCH = ROOT / ".bench"
 PARTS, ROW_GROUP_ROWS, MAX_FILE_BYTES = 16, 1000, 1_000_000
-ACCURACY_PACKAGES = {"diffusers", "django", "google-ads", "kubernetes", "pandas", "twisted"}
 SAMPLE_FILES, SHORT_FILES, SHORT_BYTES, LONG_FACTOR = 8000, 4000, 65_536, 8
 TEXT = re.compile(
     r"\.(py|pyi|json|js|ts|tsx|yml|yaml|md|rst|txt|html|css|c|h|cpp|hpp|sh|ps1|toml|cfg|xml|j2|java|go|sql|ipynb)$"
@@ -47,10 +45,6 @@ class File(NamedTuple):
     path: str
 
     @property
-    def package(self) -> str:
-        return self.repo.partition("==")[0]
-
-    @property
     def family(self) -> float:
         """In [0, 1), the same for all versions of a file."""
         return int.from_bytes(hashlib.sha256(self.path.encode()).digest()[:4], "big") / 2**32
@@ -61,7 +55,7 @@ def real_corpora() -> dict[str, Path]:
     names = ("large", "quarter", "accuracy", "sample", "short", "long")
     folders = {name: BENCH / "corpus" / name for name in names}
     missing = [name for name in names if not folders[name].exists()]
-    files = _shuffled_files() if missing else []
+    files = _shuffled([*_files_of_wheels("large.txt"), *_files_of_environment()]) if {*missing} - {"accuracy"} else []
     for name in missing:
         _write(folders[name], _chosen(name, files))
     return folders
@@ -74,7 +68,7 @@ def _chosen(name: str, files: list[File]) -> list[File]:
         case "quarter":
             return [file for file in files if file.family < 0.25]
         case "accuracy":
-            return [file for file in files if file.package in ACCURACY_PACKAGES]
+            return _shuffled(list(_files_of_wheels("versions.txt")))
         case "sample":
             return files[:SAMPLE_FILES]
         case "short":
@@ -107,15 +101,14 @@ def content_bytes(folder: Path) -> int:
     return sum(pc.sum(pc.binary_length(column)).as_py() for column in contents)
 
 
-def _shuffled_files() -> list[File]:
-    files = [*_files_of_wheels(), *_files_of_environment()]
+def _shuffled(files: list[File]) -> list[File]:
     random.Random(0).shuffle(files)
     print(f"corpus: {len(files):,} files", file=sys.stderr)
     return files
 
 
-def _files_of_wheels() -> Iterator[File]:
-    for pinned in (HERE / "corpus.txt").read_text().split():
+def _files_of_wheels(pins: str) -> Iterator[File]:
+    for pinned in (HERE / pins).read_text().split():
         for wheel in sorted(_downloaded(pinned).glob("*.whl")):
             with zipfile.ZipFile(wheel) as archive:
                 for name in archive.namelist():

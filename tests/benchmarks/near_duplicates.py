@@ -40,16 +40,21 @@ def run_job(documents: Path, threshold: float) -> Job:
     events = BENCH / "out" / f"{name}-events"
     shutil.rmtree(events, ignore_errors=True)
     events.mkdir(parents=True)
-    binaries = Path(sys.executable).parent
-    command = [str(binaries / "spark-submit"), "--properties-file", "infra/spark/local.conf"]
-    command += ["--master", f"local[{CORES}]", "--conf", "spark.eventLog.enabled=true"]
-    command += ["--conf", f"spark.eventLog.dir={events.as_uri()}", "--conf", "spark.eventLog.compress=false"]
-    command += ["spark_jobs/dedup.py", "--documents", str(documents), "--threshold", str(threshold)]
+    logged = ["--conf", "spark.eventLog.enabled=true", "--conf", f"spark.eventLog.dir={events.as_uri()}"]
+    command = [*logged, "--conf", "spark.eventLog.compress=false", "spark_jobs/dedup.py"]
+    command += ["--documents", str(documents), "--threshold", str(threshold)]
     command += ["--output", str(job.duplicates), "--survivors", str(job.survivors), "--overwrite"]
+    return job._replace(measured=_submit(command, name), shuffle_bytes=_shuffle_bytes(events))
+
+
+def _submit(command: list[str], name: str) -> Measured:
+    """Run spark-submit as the README does, on two cores."""
+    binaries = Path(sys.executable).parent
+    submit = [str(binaries / "spark-submit"), "--properties-file", "infra/spark/local.conf"]
     environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "PYSPARK_PYTHON": sys.executable}
-    print(f"dedup.py on {name} ...", file=sys.stderr, flush=True)
-    measured = measure(command, BENCH / "out" / f"{name}.log", cwd=ROOT, env=environment)
-    return job._replace(measured=measured, shuffle_bytes=_shuffle_bytes(events))
+    print(f"{command[-1] if name == 'start-up' else 'dedup.py'} on {name} ...", file=sys.stderr, flush=True)
+    log = BENCH / "out" / f"{name}.log"
+    return measure([*submit, "--master", f"local[{CORES}]", *command], log, cwd=ROOT, env=environment)
 
 
 _run_once = cache(run_job)
@@ -62,14 +67,8 @@ def job_on(documents: Path, threshold: float = 0.7) -> Job:
 
 @cache
 def start_up_seconds() -> float:
-    """What the job takes on ten rows: Spark, its Python workers, and the loading of compiled kernels.
-
-    The better of two runs, because the first one may have kernels to compile.
-    """
-    few = BENCH / "corpus" / "ten"
-    few.mkdir(parents=True, exist_ok=True)
-    pq.write_table(corpus.read(corpus.real_corpora()["sample"]).slice(0, 10), few / "00.parquet")
-    return min(run_job(few, 0.7).measured.seconds for _ in range(2))
+    """What Spark takes to start with these settings and to end, and a Python worker to pass on ten rows."""
+    return min(_submit(["tests/benchmarks/start_up.py"], "start-up").seconds for _ in range(2))
 
 
 def working_seconds(job: Job) -> float:
