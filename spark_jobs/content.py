@@ -106,7 +106,7 @@ def _read(
     names = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
     rows_at_once = max(1, int(BATCH_BYTES * group.num_rows / max(group.total_byte_size, 1)))
     first = 0
-    for batch in file.iter_batches(batch_size=rows_at_once, row_groups=[row_group], columns=names):
+    for batch in _batches(file, f"{uri}/{part}", rows_at_once, row_group, names):
         last = first + batch.num_rows
         if wanted is None:
             yield Piece(part, row_group, np.arange(first, last), batch)
@@ -115,6 +115,15 @@ def _read(
             if len(here):
                 yield Piece(part, row_group, here, batch.take(pa.array(here - first)))
         first = last
+
+
+def _batches(
+    file: pq.ParquetFile, name: str, rows_at_once: int, row_group: int, columns: Sequence[str] | None
+) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from file.iter_batches(batch_size=rows_at_once, row_groups=[row_group], columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{name} is damaged in row group {row_group}: {error}") from error
 
 
 def _open(uri: str, part: str) -> pq.ParquetFile:

@@ -54,6 +54,7 @@ def main(
     deliveries = deliveries_of(index, settings) if index else []
     named = {"documents": documents, "verdicts": verdicts, "contaminated": contaminated, "index": index}
     inputs = {kind: path for kind, path in named.items() if path}
+    tables.require_apart(output, {"survivors": survivors} if survivors else {})
     stages = [
         tables.Stage(kind, path, configuration=configuration, inputs=inputs, overwrite=overwrite)
         for kind, path in (("duplicates", output), ("survivors", survivors))

@@ -1,6 +1,7 @@
 """What every job needs of Spark: a session, and progress that a person can read."""
 
 import logging
+import re
 import sys
 import threading
 import time
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pyspark import StatusTracker
+from pyspark.errors import PythonException
 from pyspark.sql import SparkSession
 
 log = logging.getLogger("corella")
@@ -29,6 +31,10 @@ def start_session(name: str) -> Iterator[SparkSession]:
         spark.conf.set(key, value)
     try:
         yield spark
+    except PythonException as failure:
+        if fault := re.search(r"^ValueError: (.+)$", str(failure), re.MULTILINE):  # one of a user's data, in a worker
+            raise ValueError(fault.group(1)) from None
+        raise
     finally:
         if ours:
             spark.stop()

@@ -7,6 +7,9 @@ import pyarrow as pa
 import pyarrow.fs as arrow_fs
 from pyarrow import parquet
 
+# Files of a data set whose footers the driver reads.
+MAX_CHECKED = 1000
+
 
 class Storage:
     """A folder on any file system that pyarrow knows, for the few small files that the driver reads and writes."""
@@ -69,28 +72,39 @@ class Storage:
 
 
 def parquet_files(path: str, columns: Sequence[str]) -> list[arrow_fs.FileInfo]:
-    """The Parquet files at `path`; ValueError if there is none or the first lacks one of these text columns."""
+    """The Parquet files at `path`; ValueError if there is none, or one is damaged or lacks one of these text columns.
+
+    Of more than MAX_CHECKED files as many are looked at.
+    """
     storage = Storage(path)
     if not storage.exists():
         raise ValueError(f"{path} does not exist")
     files = storage.files()
     if not files:
         raise ValueError(f"{path} holds no Parquet files")
-    with storage.filesystem.open_input_file(files[0].path) as file:
-        there = parquet.read_schema(file)
+    for info in files[:: max(1, len(files) // MAX_CHECKED)]:
+        try:
+            with storage.filesystem.open_input_file(info.path) as file:
+                there = parquet.read_schema(file)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ValueError(f"{info.path} is no Parquet file, or damaged: {error}") from None
+        _require_texts(there, columns, info.path)
+    return files
+
+
+def _require_texts(there: pa.Schema, columns: Sequence[str], path: str) -> None:
     if missing := [name for name in columns if name not in there.names]:
         raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(there.names)}")
     texts = ("string", "large_string", "string_view")
     if odd := [name for name in columns if str(there.field(name).type) not in texts]:
         raise ValueError(f"{path}: the column {odd[0]} is {there.field(odd[0]).type}; it must be a string")
-    return files
 
 
 def parquet_rows(path: str) -> int:
-    """Rows of the Parquet data at `path`, from the files' footers; of more than 1,000 files, as 1,000 of them say."""
+    """Rows of the Parquet data at `path`, from the files' footers; of more than MAX_CHECKED files as they say."""
     storage = Storage(path)
     files = storage.files()
-    looked_at = files[:: max(1, len(files) // 1000)]
+    looked_at = files[:: max(1, len(files) // MAX_CHECKED)]
     rows = 0
     for info in looked_at:
         with storage.filesystem.open_input_file(info.path) as file:

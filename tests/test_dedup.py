@@ -1,10 +1,13 @@
-"""De-duplication against brute force over exact similarities, whatever the partitions and the batches."""
+"""De-duplication against brute force over exact similarities, however the work is cut."""
 
 import random
+import re
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
+from itertools import combinations
 
+import networkx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,134 +15,14 @@ import pytest
 from oracles import greedy, jaccard_of, shingles_of
 from small_corpus import document, write_documents
 
-from spark_jobs import dedup
-from spark_jobs.near_duplicates.candidates import HUBS, band_digests, candidate_pairs
-from spark_jobs.near_duplicates.keep_order import KEY_BYTES, id_of, keep_key
-from spark_jobs.near_duplicates.leaders import removals_of
-from spark_jobs.near_duplicates.shingles import PERMUTATIONS
+from spark_jobs import dedup, measure
+from spark_jobs.near_duplicates.candidates import HOT_MEMBERS, HUBS, candidate_pairs
+from spark_jobs.near_duplicates.keep_order import KEY_BYTES, RANK_BYTES
+from spark_jobs.near_duplicates.records import KIND_PAIR, PAIR
+from spark_jobs.near_duplicates.settings import BANDS, Fingerprint
 from spark_jobs.tables import manifest
 
 PERMISSIVE, OTHER = ["MIT", "apache-2.0 "], ["MIT", "GPL-3.0-only"]
-
-
-# Candidates
-
-
-def sketched_files():
-    """Sketches over few values, so that chance puts them into common bands, and a band of equal ones above HUBS."""
-    draw = np.random.default_rng(3)
-    sketches = draw.integers(0, 3, (100, PERMUTATIONS), dtype=np.uint32)
-    sketches[:70] = sketches[0]
-    keys = [bytes(draw.bytes(KEY_BYTES)) for _ in sketches]
-    return keys, sketches, draw.choice([70, 100, 101], len(sketches)).tolist()
-
-
-def test_candidates_are_the_pairs_of_every_band_with_its_best(spark):
-    keys, sketches, shingles = sketched_files()
-    bands = defaultdict(list)
-    for number, digests in enumerate(band_digests(sketches)):
-        for band, digest in enumerate(digests):
-            assert digest == bands_digest_of(sketches[number], band)
-            bands[digest].append(number)
-    expected = set()
-    for members in bands.values():
-        members.sort(key=lambda number: keys[number])
-        for place, worse in enumerate(members):
-            for better in members[: min(place, HUBS)]:
-                sizes = sorted([shingles[better], shingles[worse]])
-                if sizes[0] >= 0.7 * sizes[1]:
-                    expected.add((keys[better], keys[worse]))
-    assert max(map(len, bands.values())) > 2 * HUBS
-    assert len(expected) > 70 * HUBS / 2
-    rows = [(key, sketch.tobytes(), count) for key, sketch, count in zip(keys, sketches, shingles, strict=True)]
-    table = spark.createDataFrame(rows, "key binary, sketch binary, shingles long")
-    batch_rows = spark.conf.get("spark.sql.execution.arrow.maxRecordsPerBatch")
-    try:
-        for size, partitions in (("3", 5), ("1000", 1)):
-            spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", size)
-            pairs = candidate_pairs(table.repartition(partitions), 0.7).collect()
-            found = [(bytes(pair.better), bytes(pair.worse)) for pair in pairs]
-            assert len(found) == len(set(found))
-            assert set(found) == expected
-    finally:
-        spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", batch_rows)
-
-
-def bands_digest_of(sketch, band):
-    """The digest of a band alone, from a sketch that has nothing else in common."""
-    alone = np.zeros((1, PERMUTATIONS), np.uint32)
-    alone[0, band * 6 : band * 6 + 6] = sketch[band * 6 : band * 6 + 6]
-    return band_digests(alone)[0, band]
-
-
-# Leaders
-
-
-def random_graphs(count, seed):
-    """Similarity graphs over few keys each, from sparse to complete, and one long chain, whose rounds are many."""
-    draw = random.Random(seed)
-    for graph in range(count):
-        keys = [f"{graph:05d}-{place}".encode() for place in range(draw.randrange(2, 9))]
-        dense = draw.random()
-        pairs = ((one, other) for place, one in enumerate(keys) for other in keys[place + 1 :])
-        yield from ((one, other, draw.choice([0.7, 0.75, 0.8, 1.0])) for one, other in pairs if draw.random() < dense)
-    chain = [f"chain-{place:02d}".encode() for place in range(9)]
-    yield from ((one, other, 0.7) for one, other in pairwise(chain))
-
-
-def test_leaders_are_those_of_a_walk_from_best_to_worst(spark):
-    edges = list(random_graphs(300, seed=11))
-    similarity = {(better, worse): value for better, worse, value in edges}
-    neighbours = defaultdict(set)
-    for better, worse, _ in edges:
-        neighbours[better].add(worse)
-        neighbours[worse].add(better)
-    kept = set(greedy(sorted(neighbours), lambda one, other: other in neighbours[one]))
-    table = spark.createDataFrame(
-        random.Random(0).sample(edges, len(edges)), "better binary, worse binary, similarity double"
-    )
-    found = removals_of(table, lambda rows, name: rows.localCheckpoint()).collect()
-    removed = {bytes(row.worse): (bytes(row.better), row.similarity) for row in found}
-    assert len(found) == len(removed)
-    assert set(removed) == set(neighbours) - kept
-    for worse, (better, value) in removed.items():
-        proofs = [one for one in neighbours[worse] & kept if one < worse]
-        assert (better, value) == min(
-            ((one, similarity[one, worse]) for one in proofs), key=lambda proof: (-proof[1], proof[0])
-        )
-
-
-def test_no_similar_pairs_remove_nothing(spark):
-    edges = spark.createDataFrame([], "better binary, worse binary, similarity double")
-    assert removals_of(edges, lambda rows, name: rows.localCheckpoint()).collect() == []
-
-
-# The keep order
-
-
-def test_keys_compare_as_the_keep_order(spark):
-    draw, rows = random.Random(2), []
-    for _ in range(400):
-        licenses = draw.choice([None, [], PERMISSIVE, OTHER, ["GPL-3.0-only"], ["unheard of"]])
-        stars, size = draw.choice([None, 0, 1, 50, 2**40]), draw.choice([None, 0, 10, 11, 2**33])
-        rows.append((draw.randbytes(16), licenses, stars, size))
-    table = spark.createDataFrame(rows, "file_id binary, licenses array<string>, stars long, size long")
-    found = table.select("*", keep_key().alias("key")).select("*", id_of("key").alias("id")).collect()
-    assert all(row.id == row.file_id and len(row.key) == KEY_BYTES for row in found)
-    by_key = [bytes(row.file_id) for row in sorted(found, key=lambda row: bytes(row.key))]
-    capped = [
-        (one, licenses, min(stars or 0, 2**29 - 1), min(size or 0, 2**32 - 1)) for one, licenses, stars, size in rows
-    ]
-    assert by_key == [row[0] for row in sorted(capped, key=lambda row: keep_order(*row))]
-
-
-def keep_order(file_id, licenses, stars, size):
-    known = {licence.strip().lower() for licence in licenses or []}
-    licence = 1 if not known else 0 if known <= {"mit", "apache-2.0"} else 2
-    return (licence, -(stars or 0), -size, file_id)
-
-
-# The job
 
 
 def words(draw, count):
@@ -177,23 +60,27 @@ def small_rows(seed=0):
     return rows
 
 
-def survivors_by_brute_force(rows, threshold):
-    """The documents that a walk in the keep order keeps, over exact similarities."""
-    shingles = {row["file_id"]: shingles_of(row["content"]) for row in rows if row["content"] is not None}
+def read(folder):
+    return sorted(pq.read_table(folder).to_pylist(), key=lambda row: row["file_id"])
+
+
+def survivors_by_brute_force(rows, output, threshold, head=0):
+    """The documents that a walk in the keep order keeps, over exact similarities; `head` characters do not count."""
+    keys = {row["file_id"]: row["key"] for row in read(output / "_index" / "files")}
+    unique = {row["file_id"]: row for row in rows if row["content"] is not None}
+    assert set(keys) == set(unique)
+    shingles = {key: shingles_of(row["content"][head:]) for key, row in unique.items()}
 
     def similar(one, other):
         near = jaccard_of(shingles[one["file_id"]], shingles[other["file_id"]]) >= threshold
         return near or one["content"] == other["content"]
 
-    unique = {row["file_id"]: row for row in rows if row["content"] is not None}
-    ranked = sorted(
-        unique.values(), key=lambda row: keep_order(*(row[name] for name in ("file_id", "licenses", "stars", "size")))
-    )
+    ranked = sorted(unique.values(), key=lambda row: keys[row["file_id"]])
     return {row["file_id"] for row in greedy(ranked, similar)}
 
 
 def require_justified(duplicates, rows, threshold):
-    """Every removal names a kept file, and the similarity that it gives is the exact one."""
+    """Every removal names a kept file, and its proof holds over exact similarities."""
     by_id = {row["file_id"]: row for row in rows}
     removed = {row["file_id"] for row in duplicates}
     assert len(removed) == len(duplicates)
@@ -202,36 +89,119 @@ def require_justified(duplicates, rows, threshold):
         assert row["kept_file_id"] not in removed
         assert (row["repo"], row["path"]) == (one["repo"], one["path"])
         assert (row["kept_repo"], row["kept_path"]) == (kept["repo"], kept["path"])
-        assert (row["kind"] == "exact") == (one["content"] == kept["content"])
-        if row["kind"] == "near":
-            assert row["similarity"] == jaccard_of(shingles_of(one["content"]), shingles_of(kept["content"]))
-            assert row["similarity"] >= threshold
+        assert (row["kind"] == "exact") == (row["proof"] == "bytes") == (one["content"] == kept["content"])
+        if row["kind"] == "exact":
+            assert (row["similarity"], row["band"]) == (1.0, None)
+            continue
+        similarity = jaccard_of(shingles_of(one["content"]), shingles_of(kept["content"]))
+        assert row["kind"] == "near"
+        assert row["band"] in range(BANDS)
+        if row["proof"] == "shingles":
+            assert row["similarity"] == similarity
         else:
-            assert row["similarity"] == 1.0
+            assert row["similarity"] == pytest.approx(similarity, abs=0.12)
+        assert row["proof"] in ("shingles", "sketch", "estimate")
+        assert similarity >= threshold or row["proof"] == "estimate"
 
 
-def read(folder):
-    return sorted(pq.read_table(folder).to_pylist(), key=lambda row: row["file_id"])
+@contextmanager
+def configured(spark, **settings):
+    """Settings of the session (`.` as `_`), for a while."""
+    before = {name: spark.conf.get(name.replace("_", ".")) for name in settings}
+    for name, value in settings.items():
+        spark.conf.set(name.replace("_", "."), value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            spark.conf.set(name.replace("_", "."), value)
 
 
-def test_survivors_are_those_of_brute_force_however_the_documents_are_cut(spark, tmp_path):
-    rows, found = small_rows(), []
-    expected = survivors_by_brute_force(rows, 0.7)
-    for parts, rows_a_group in ((1, 1000), (3, 11), (7, 1)):
-        documents = write_documents(tmp_path / f"documents{parts}", rows, parts, rows_a_group)
-        output = tmp_path / f"duplicates{parts}"
-        dedup.main(documents=documents, output=str(output))
-        found.append(read(output))
-        assert found[0] == found[-1]
-        assert sorted(path.name for path in output.iterdir() if path.is_dir()) == []
-    duplicates = found[0]
-    require_justified(duplicates, rows, 0.7)
+@pytest.fixture(scope="module")
+def rows():
+    return small_rows()
+
+
+@pytest.fixture(scope="module")
+def documents(rows, tmp_path_factory):
+    return write_documents(tmp_path_factory.mktemp("rows") / "documents", rows, 2, 40)
+
+
+@pytest.fixture(scope="module")
+def output(spark, documents, tmp_path_factory):
+    """What de-duplication makes of the rows; to be read and not changed."""
+    folder = tmp_path_factory.mktemp("rows") / "duplicates"
+    dedup.main(documents=documents, output=str(folder))
+    return folder
+
+
+def test_survivors_are_those_of_brute_force(rows, output):
+    duplicates = read(output)
     decoded = {row["file_id"] for row in rows if row["content"] is not None}
-    assert decoded - {row["file_id"] for row in duplicates} == expected
+    kept = decoded - {row["file_id"] for row in duplicates}
+    assert kept == survivors_by_brute_force(rows, output, 0.7)
     kinds = Counter(row["kind"] for row in duplicates)
     assert kinds["exact"] > 5
     assert kinds["near"] > 40
-    assert manifest(str(output))["exact"] == kinds["exact"]
+    assert {kind: manifest(str(output))[kind] for kind in kinds} == kinds
+    assert sorted(path.name for path in output.iterdir() if path.is_dir()) == ["_clusters", "_index"]
+
+
+def test_every_removal_is_justified(rows, output):
+    duplicates = read(output)
+    require_justified(duplicates, rows, 0.7)
+    assert {row["proof"] for row in duplicates} == {"bytes", "shingles", "sketch"}
+
+
+def test_clusters_tell_what_each_kept_file_stands_for(rows, output):
+    by_id, members = {row["file_id"]: row for row in rows}, defaultdict(list)
+    for row in read(output):
+        members[row["kept_file_id"]].append(row)
+    clusters = pq.read_table(output / "_clusters").to_pylist()
+    assert len(clusters) == len(members) > 10
+    for cluster in clusters:
+        kept, removed = by_id[cluster["kept_file_id"]], members[cluster["kept_file_id"]]
+        kinds = Counter(row["kind"] for row in removed)
+        assert cluster == {
+            "kept_file_id": kept["file_id"],
+            "kept_repo": kept["repo"],
+            "kept_path": kept["path"],
+            "files": 1 + len(removed),
+            "exact": kinds["exact"],
+            "near": kinds["near"],
+            "repositories": len({kept["repo"], *(row["repo"] for row in removed)}),
+            "removed_bytes": sum(by_id[row["file_id"]]["size"] for row in removed),
+        }
+
+
+@pytest.mark.parametrize(
+    ("parts", "rows_a_group", "partitions", "adaptive"),
+    [(1, 1000, "1", "true"), (3, 11, "7", "false"), pytest.param(7, 1, "64", "true", marks=pytest.mark.slow)],
+)
+def test_however_the_work_is_cut(spark, rows, output, tmp_path, parts, rows_a_group, partitions, adaptive):
+    cut = write_documents(tmp_path / "documents", rows, parts, rows_a_group)
+    with configured(spark, spark_sql_shuffle_partitions=partitions, spark_sql_adaptive_enabled=adaptive):
+        dedup.main(documents=cut, output=str(tmp_path / "out"))
+    here, there = read(tmp_path / "out"), read(output)
+    assert [row | {"band": None} for row in here] == [row | {"band": None} for row in there]
+    assert here == there
+
+
+def test_measured_signals_give_the_same(spark, documents, output, tmp_path):
+    signals = str(tmp_path / "signals")
+    measure.main(documents=documents, output=signals)
+    dedup.main(signals=signals, output=str(tmp_path / "out"))
+    assert read(tmp_path / "out") == read(output)
+
+
+def test_estimates_alone_reach_about_the_same(spark, rows, documents, output, tmp_path):
+    dedup.main(documents=documents, output=str(tmp_path / "out"), verify="sketch")
+    duplicates = read(tmp_path / "out")
+    require_justified(duplicates, rows, 0.7)
+    assert {row["proof"] for row in duplicates} == {"bytes", "sketch", "estimate"}
+    assert all(row["similarity"] >= 0.7 for row in duplicates)
+    there, here = ({row["file_id"] for row in read(folder)} for folder in (output, tmp_path / "out"))
+    assert len(there ^ here) <= 0.1 * len(there)
 
 
 def test_short_files_are_never_lumped_together(spark, tmp_path):
@@ -267,7 +237,7 @@ def test_any_parquet_with_content(spark, tmp_path, columns):
     )
     duplicates = read(tmp_path / "out")
     require_justified(duplicates, rows, 0.8)
-    expected = survivors_by_brute_force(rows, 0.8)
+    expected = survivors_by_brute_force(rows, tmp_path / "out", 0.8)
     ids = [row["file_id"] for row in rows]
     assert set(ids) - {row["file_id"] for row in duplicates} == expected
     kept = pq.read_table(tmp_path / "survivors").to_pylist()
@@ -289,7 +259,7 @@ def test_a_finished_run_is_skipped_and_nothing_foreign_is_touched(spark, tmp_pat
     assert not (tmp_path / "out").exists()
     job(dry_run=True)
     assert not (tmp_path / "out").exists()
-    assert "recall" in capsys.readouterr().out
+    assert re.search(r"3 rows in 1 file.*recall of 42 bands x 6 rows: 0\.9948 at 0\.7", capsys.readouterr().out, re.S)
     job()
     first = read(tmp_path / "out")
     assert len(first) == 2
@@ -304,3 +274,99 @@ def test_a_finished_run_is_skipped_and_nothing_foreign_is_touched(spark, tmp_pat
     with pytest.raises(ValueError, match="lie in one another"):
         dedup.main(documents=documents, output=documents, overwrite=True)
     assert pq.read_table(documents).num_rows == 3
+
+
+def test_what_most_files_share_is_told(spark, tmp_path, capsys):
+    draw = random.Random(5)
+    shared = [f"{draw.randrange(10**4):04d}" for _ in range(60)]
+    texts = [" ".join([*shared, f"own{number}"]) for number in range(HOT_MEMBERS + 20)]
+    rows = [document(text, path=f"{number}.py") for number, text in enumerate(texts)]
+    capsys.readouterr()
+    dedup.main(documents=write_documents(tmp_path / "documents", rows), output=str(tmp_path / "out"))
+    told = re.findall(r'([\d,]+) different files share a band \(number (\d+)\): "(.*)"', capsys.readouterr().out)
+    assert 1 <= len(told) <= 5
+    for members, band, quoted in told:
+        whole = [one for one in quoted.split(" … ") if not one.endswith("…")]
+        common = [all(f"{one} " in f"{text} " for text in texts) for one in whole]
+        assert all(common), (band, quoted)
+        assert [len(one.split()) for one in whole] == [5] * len(whole)
+        assert HOT_MEMBERS < int(members) <= len(texts)
+    assert len(read(tmp_path / "out")) == len(texts) - 1
+
+
+def test_a_header_is_left_out_of_the_fingerprint_and_not_of_the_text(spark, tmp_path):
+    draw = random.Random(6)
+    header = "".join(f"# {' '.join(words(draw, 9))}\n" for _ in range(30))
+    headers = [f"# Copyright {year}, all rights reserved\n{header}" for year in (2019, 2020)]
+    other = "# Licence of another kind\n" + "".join(f"# {' '.join(words(draw, 9))}\n" for _ in range(30))
+    bodies = [" ".join(words(draw, 20)) + "\n" for _ in range(2)]
+    texts = {"one": headers[0] + bodies[0], "like_it": headers[1] + bodies[1], "moved": other + bodies[0] + "end\n"}
+    rows = [document(text, path=path) for path, text in texts.items()]
+    documents = write_documents(tmp_path / "documents", rows)
+    for strip, expected in ((False, {"one", "like_it"}), (True, {"one", "moved"})):
+        out, survivors = tmp_path / f"out-{strip}", tmp_path / f"survivors-{strip}"
+        options = {"output": str(out), "survivors": str(survivors), "fingerprint": Fingerprint(strip_header=strip)}
+        dedup.main(documents=documents, **options)
+        (found,) = read(out)
+        assert {found["path"], found["kept_path"]} == expected
+        left = pq.read_table(survivors).to_pylist()
+        assert sorted(left, key=str) == sorted((row for row in rows if row["path"] != found["path"]), key=str)
+    stripped = [shingles_of(text) for text in (bodies[0], bodies[0] + "end")]
+    assert found["similarity"] == pytest.approx(jaccard_of(*stripped), abs=1e-12)
+
+
+def banded_files():
+    """Files with bands of few values, so that chance puts them together, and one band of more than HUBS."""
+    draw = np.random.default_rng(3)
+    digests = draw.integers(0, 40, (100, BANDS), dtype=np.uint64) + np.arange(BANDS, dtype=np.uint64) * np.uint64(100)
+    digests[:70, :5] = digests[0, :5]
+    keys = [b"\x80" + bytes(draw.bytes(KEY_BYTES - 1)) for _ in digests]
+    return keys, digests, draw.choice([70, 100, 101], len(digests)).tolist()
+
+
+@pytest.mark.parametrize(("buckets", "partitions"), [(1, 1), (7, 3)])
+def test_candidates_are_the_pairs_of_every_band_with_its_best(spark, buckets, partitions):
+    keys, digests, shingles = banded_files()
+    bands, expected = defaultdict(list), set()
+    for number in sorted(range(len(keys)), key=keys.__getitem__):
+        for band, digest in enumerate(digests[number].tolist()):
+            bands[band, digest].append(number)
+    for members in bands.values():
+        for place, worse in enumerate(members):
+            for better in members[: min(place, HUBS)]:
+                fewer, more = sorted([shingles[better], shingles[worse]])
+                if fewer >= 0.7 * more:
+                    expected.add((keys[better][RANK_BYTES:], keys[worse][RANK_BYTES:]))
+    assert max(map(len, bands.values())) > 2 * HUBS
+    rows = [(key, count, row.tobytes()) for key, count, row in zip(keys, shingles, digests, strict=True)]
+    files = spark.createDataFrame(rows, "key binary, shingles long, bands binary").repartition(partitions)
+    blobs = candidate_pairs(files, 0.7, buckets, tasks=2).where(f"kind = {KIND_PAIR}").collect()
+    pairs = np.concatenate([np.frombuffer(blob.records, PAIR) for blob in blobs])
+    found = {(pair["better"].tobytes(), pair["worse"].tobytes()) for pair in pairs}
+    assert found == expected
+    for pair in pairs[:: len(pairs) // 20]:  # each says in which band it met
+        sides = [[key[RANK_BYTES:] for key in keys].index(pair[side].tobytes()) for side in ("better", "worse")]
+        assert digests[sides[0], pair["band"]] == digests[sides[1], pair["band"]]
+
+
+def test_components_keep_the_best_of_each(spark, rows, documents, output, tmp_path):
+    dedup.main(documents=documents, output=str(tmp_path / "out"), resolve="components")
+    duplicates = read(tmp_path / "out")
+    keys = {row["file_id"]: row["key"] for row in read(output / "_index" / "files")}
+    unique = {row["file_id"]: row for row in rows if row["content"] is not None}
+    shingles = {one: shingles_of(row["content"]) for one, row in unique.items()}
+    similar = networkx.Graph()
+    for one, other in combinations(unique, 2):
+        if unique[one]["content"] == unique[other]["content"] or jaccard_of(shingles[one], shingles[other]) >= 0.7:
+            similar.add_edge(one, other)
+    expected = {}
+    for component in networkx.connected_components(similar):
+        best = min(component, key=keys.__getitem__)
+        expected |= dict.fromkeys(component - {best}, best)
+    assert {row["file_id"]: row["kept_file_id"] for row in duplicates} == expected
+    far = {row["file_id"] for row in duplicates if row["similarity"] is None}
+    assert far
+    for row in duplicates:
+        known = similar.has_edge(row["file_id"], row["kept_file_id"])
+        assert known == (row["proof"] is not None) == (row["similarity"] is not None)
+        assert row["kind"] in ("exact", "near")

@@ -61,8 +61,9 @@ def test_every_removal_is_justified_and_few_duplicates_stay(spark, texts, tmp_pa
         if row["kind"] == "exact":
             assert texts[path] == texts[row["kept_path"]]
         else:
-            assert row["similarity"] == pytest.approx(jaccard_of(shingles[path], shingles[row["kept_path"]]))
-            assert row["similarity"] >= threshold
+            similarity = jaccard_of(shingles[path], shingles[row["kept_path"]])
+            assert similarity >= threshold
+            assert row["similarity"] == pytest.approx(similarity, abs=1e-12 if row["proof"] == "shingles" else 0.12)
     kept = {path: found for path, found in shingles.items() if path not in removed and found}
     residual = with_better_twin(kept, threshold)
     print(f"threshold {threshold}: {len(removed)} removed, {len(residual)} of {len(kept)} kept are residual")

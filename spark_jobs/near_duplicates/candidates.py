@@ -173,7 +173,8 @@ def _gathered(parts: Iterable[Records]) -> Iterator[Records]:
 
 
 def distinct_pairs(pairs: Records) -> Records:
-    """Each pair once, with the band of its first occurrence."""
+    """Each pair once, with the first of the bands in which it met."""
+    pairs = pairs[np.argsort(pairs["band"], kind="stable")]
     return pairs[first_of_each(np.hstack([numbers(pairs["better"]), numbers(pairs["worse"])]))]
 
 

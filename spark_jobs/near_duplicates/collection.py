@@ -106,7 +106,8 @@ class Collection:
         """
         known = self.files.where(F.col("bands").isNotNull()).select("content_hash", "bands", "sketch")
         names = ["file_id", *LOCATION, "content_hash"]
-        return files.select(*names).join(known.dropDuplicates(["content_hash"]), "content_hash").drop("content_hash")
+        known = known.dropDuplicates(["content_hash"])
+        return files.select(*names).join(known, "content_hash", "left").drop("content_hash")
 
     @cached_property
     def newly_withdrawn(self) -> DataFrame:

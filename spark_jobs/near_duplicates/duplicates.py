@@ -3,7 +3,7 @@
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from spark_jobs import tables
+from spark_jobs import storage, tables
 from spark_jobs.content import LOCATION, part_names
 from spark_jobs.near_duplicates.candidates import candidate_pairs
 from spark_jobs.near_duplicates.comparison import edges_of
@@ -74,7 +74,7 @@ def similar_files(files: DataFrame, documents: list[str], settings: Settings, st
     tasks = int(spark.conf.get("spark.sql.shuffle.partitions") or 200)
     workers = spark.sparkContext.defaultParallelism
     buckets = max(tasks, worded.count() // _BUCKET_FILES)
-    parts = [part_names(path) for path in documents]
+    parts = [part_names(path) if storage.Storage(path).exists() else [] for path in documents]
     exact = settings.verify == "exact"
 
     def verify(edges: DataFrame) -> DataFrame:
@@ -95,7 +95,7 @@ def similar_files(files: DataFrame, documents: list[str], settings: Settings, st
 def resolved(copies: DataFrame, near: DataFrame) -> DataFrame:
     """Rows (key, kept, similarity, kind, band, proof). Copies of a file that went as a near-duplicate follow it to
     its leader."""
-    proof = F.element_at(F.array(*map(F.lit, PROOFS)), F.col("proof") + 1)
+    proof = F.get(F.array(*map(F.lit, PROOFS)), F.col("proof"))
     removed = near.select(F.col("worse").alias("key"), F.col("better").alias("kept"), "similarity", "band", proof)
     removed = removed.toDF("key", "kept", "similarity", "band", "proof")
     leaders = removed.toDF("copied", "leader", "similarity", "band", "proof")

@@ -14,6 +14,7 @@ from spark_jobs.near_duplicates.fingerprints import binary, minhashes
 from spark_jobs.near_duplicates.headers import header_end, header_tables
 from spark_jobs.near_duplicates.records import HOT_BAND, KIND_HOT
 from spark_jobs.near_duplicates.settings import ROWS, SHINGLE_WORDS, Settings
+from spark_jobs.storage import Storage
 
 REPORTED = 5
 # Of a long text the first words alone are searched for what makes the band.
@@ -42,7 +43,10 @@ def hot_bands(
     )
     lines: list[str] = []
     told: set[str] = set()
+    there = [Storage(path).exists() for path in documents]  # not all of those of earlier deliveries may be
     for row in sorted(hottest.collect(), key=lambda row: (-row.members, row.band)):
+        if not there[row.delivery]:
+            continue
         text = _text(documents[row.delivery], row.part, row.row_group, row.row)
         words = _common_words(text, row.band, settings)
         if words not in told and len(lines) < REPORTED:

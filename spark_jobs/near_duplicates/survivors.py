@@ -24,6 +24,10 @@ def write_survivors(kept: DataFrame, documents: Sequence[str], output: str) -> i
     rows = 0
     for delivery, path in enumerate(documents):
         located = kept.where(kept.delivery == delivery)
+        if not Storage(path).exists():
+            if not located.isEmpty():
+                raise ValueError(f"{path} is gone, and files of it are kept again: their rows cannot be written")
+            continue
         written = _written(grouped_by_row_group(located), path, Storage(output).uri, delivery)
         rows += sum(row.rows for row in written.collect())
     storage = Storage(output)
