@@ -237,11 +237,12 @@ def first_bands(pairs):
 
 @settings(deadline=None)
 @given(seeds, st.integers(0, 300), st.integers(1, 30))
-def test_distinct_pairs_are_the_first_of_each(seed, count, files):
+def test_distinct_pairs_have_the_first_of_their_bands(seed, count, files):
+    """Whatever order they come in."""
     pairs = random_pairs(np.random.default_rng(seed), count, files)
     found = distinct_pairs(pairs)
     assert found.dtype == PAIR
-    assert first_bands(found) == first_bands(pairs)
+    assert first_bands(found) == first_bands(pairs[np.argsort(pairs["band"], kind="stable")])
     assert len(found) == len(first_bands(pairs))
 
 
