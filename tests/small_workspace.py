@@ -113,10 +113,11 @@ def _signals(file: File, part: str, row: int) -> tuple:
     content = hashlib.md5(file.content.encode()).digest() if file.content is not None else None
     state = "decoded" if content else file.state
     known = (file.file_id, file.repo, file.path, file.language, ["MIT"], 3, file.size, state, part, 0, row, content)
-    numbers = (None,) * 14 if content is None else (6, 1, 6.0, 6, 0.3, 1, 0, 0, 1, 0, False, False, 1, None)
+    numbers = (None,) * 15 if content is None else (6, 1, 6.0, 6, 0.3, 1, 0, 0, 1, 0, False, False, 1, None, None)
     return known + numbers
 
 
 def _duplicate(file: File, kept: File) -> tuple:
     kind = "exact" if file.state == "exact copy" else "near"
-    return (file.file_id, file.repo, file.path, kept.file_id, kept.repo, kept.path, file.similarity, kind)
+    known = (None, "bytes") if kind == "exact" else (3, "shingles")
+    return (file.file_id, file.repo, file.path, kept.file_id, kept.repo, kept.path, file.similarity, kind, *known)

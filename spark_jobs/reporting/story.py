@@ -115,9 +115,9 @@ def _consequences(facts: Facts) -> list[str]:
     if facts.ledger.state != KEPT:
         return []
     lines = [f"{count(facts.removed)} files were removed for it{':' if facts.removed else '.'}"]
-    lines += [
-        f"  {_number(one.similarity) or 'unknown':<7} {one.kind:<5} {name_of(one)}" for one in facts.first_removed
-    ]
+    for one in facts.first_removed:
+        similarity = "by way of others" if one.similarity is None else f"{one.similarity:.4f}"
+        lines.append(f"  {similarity} {one.kind:<5} {name_of(one)}")
     if facts.removed > len(facts.first_removed):
         lines.append(f"  and {count(facts.removed - len(facts.first_removed))} more")
     if not facts.has_shards:
