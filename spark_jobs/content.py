@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow.fs import FileInfo
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from spark_jobs.session import shuffle_tasks
 from spark_jobs.storage import Storage
 
 BATCH_BYTES = 16 << 20
@@ -43,8 +45,8 @@ def row_groups(spark: SparkSession, path: str) -> DataFrame:
     files = storage.files()
     if not files:
         raise ValueError(f"{path} holds no Parquet files")
-    parts = pa.table({"part": part_names(path)})
-    tasks = min(_tasks(spark), 1 + sum(file.size for file in files) // TASK_BYTES)
+    parts = pa.table({"part": _names(storage, files)})
+    tasks = _tasks(spark, files)
     uri = storage.uri
 
     def expand(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -67,19 +69,24 @@ _ROW_GROUP_TYPES = (pa.string(), pa.int32(), pa.list_(pa.int32()))
 def part_names(path: str) -> list[str]:
     """The Parquet files of the data at `path`, relative to it, sorted: the values of `part`."""
     storage = Storage(path)
-    return [file.path[len(storage.root) :].lstrip("/") for file in storage.files()]
+    return _names(storage, storage.files())
 
 
-def grouped_by_row_group(located: DataFrame) -> DataFrame:
-    """Gather rows that have LOCATION columns into one row a row group, spread over the workers."""
+def _names(storage: Storage, files: Sequence[FileInfo]) -> list[str]:
+    return [file.path[len(storage.root) :].lstrip("/") for file in files]
+
+
+def grouped_by_row_group(located: DataFrame, path: str) -> DataFrame:
+    """Gather rows with LOCATION columns into one row a row group of the data at `path`, spread over the workers."""
     gathered = located.groupBy("part", "row_group").agg(F.sort_array(F.collect_list("row")).alias("rows"))
     wanted = gathered.select("part", "row_group", F.col("rows").cast("array<int>").alias("rows"))
     # By hash, so that a task that is run again gets the same row groups.
-    return wanted.repartitionById(_tasks(located.sparkSession), F.hash("part", "row_group"))
+    return wanted.repartitionById(_tasks(located.sparkSession, Storage(path).files()), F.hash("part", "row_group"))
 
 
-def _tasks(spark: SparkSession) -> int:
-    return int(spark.conf.get("spark.sql.shuffle.partitions") or 200)
+def _tasks(spark: SparkSession, files: Sequence[FileInfo]) -> int:
+    """As many tasks as the settings say, or fewer where there is less to read than that."""
+    return min(shuffle_tasks(spark), 1 + sum(file.size for file in files) // TASK_BYTES)
 
 
 def pieces(path: str, work: Iterable[pa.RecordBatch], columns: Sequence[str] | None = None) -> Iterator[Piece]:

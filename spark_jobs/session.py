@@ -88,6 +88,11 @@ def _progress_line(tracker: StatusTracker, title: str, begins: dict[int, float])
     return f"         {title}: {done} of {total} tasks, {elapsed:.0f} s{left}"
 
 
+def shuffle_tasks(spark: SparkSession) -> int:
+    """Tasks of a shuffle, as the settings say."""
+    return int(spark.conf.get("spark.sql.shuffle.partitions") or 200)
+
+
 def shuffled_bytes(spark: SparkSession) -> int:
     """Bytes that the session's tasks have written for shuffles so far, by Spark's own count."""
     executors = spark.sparkContext._jsc.sc().statusStore().executorList(False)  # no Python API tells it

@@ -138,7 +138,7 @@ def write(
     def write_shards(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield from _written(batches, folder, vocab_size, layout)
 
-    encoded = grouped_by_row_group(kept.select("part", "row_group", "row")).mapInArrow(encode, _ENCODED)
+    encoded = grouped_by_row_group(kept.select("part", "row_group", "row"), documents).mapInArrow(encode, _ENCODED)
     tasks = min(layout.train_shards + layout.validation_shards, 10_000)
     by_shard = encoded.repartition(tasks, "shard").sortWithinPartitions("shard", "place", "file_id")
     entries = by_shard.mapInArrow(write_shards, _WRITTEN).collect()

@@ -136,6 +136,8 @@ def test_any_sequence_of_deliveries_and_withdrawals(spark, tmp_path, seed):
         followed = {row["kept_file_id"] for row in history.duplicates.values()}
         forget += draw.sample([row for row in universe if row["file_id"] in followed], min(3, len(followed)))
         history.step(draw.sample(universe, 12) if number != 3 else [], forget, with_survivors=number in (2, 3))
+    assert history.kept
+    assert history.duplicates
 
 
 def test_the_best_of_those_that_went_is_promoted(spark, tmp_path):

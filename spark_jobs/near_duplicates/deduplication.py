@@ -47,7 +47,7 @@ class Deduplication:
         self._earlier = Collection(spark, inputs["index"], deliveries, withdrawn) if "index" in inputs else None
         if "documents" in inputs:
             index = f"{Storage(stage.output).uri}/{FILES}"
-            self._deliveries.append(Delivery(index, inputs["documents"], tables.cut(inputs["documents"])))
+            self._deliveries.append(Delivery(index, Storage(inputs["documents"]).uri, tables.cut(inputs["documents"])))
 
     def compare(self) -> None:
         """Find who goes for whom."""

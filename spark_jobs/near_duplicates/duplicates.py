@@ -13,11 +13,12 @@ from spark_jobs.near_duplicates.keep_order import id_of, ranked
 from spark_jobs.near_duplicates.leaders import removals_of
 from spark_jobs.near_duplicates.settings import Settings
 from spark_jobs.near_duplicates.verification import verified
-from spark_jobs.session import step
+from spark_jobs.session import shuffle_tasks, step
 
 # What is known of a competing file without its bands and sketch.
 SLIM = ("file_id", "repo", "path", "size", "content_hash", "shingles", "key", "delivery", "settled", *LOCATION)
-# Files whose sketches a worker holds at once.
+# Files that are worth a task of their own, and files whose sketches a worker holds at once.
+_TASK_FILES = 2048
 _BUCKET_FILES = 8_192
 
 
@@ -71,9 +72,9 @@ def similar_files(files: DataFrame, documents: list[str], settings: Settings, st
     """
     spark, threshold = files.sparkSession, settings.threshold
     worded = files.where("shingles > 0")
-    tasks = int(spark.conf.get("spark.sql.shuffle.partitions") or 200)
-    workers = spark.sparkContext.defaultParallelism
-    buckets = max(tasks, worded.count() // _BUCKET_FILES)
+    workers, count = spark.sparkContext.defaultParallelism, worded.count()
+    tasks = min(shuffle_tasks(spark), max(workers, count // _TASK_FILES))
+    buckets = max(tasks, count // _BUCKET_FILES)
     parts = [part_names(path) if storage.Storage(path).exists() else [] for path in documents]
     exact = settings.verify == "exact"
 

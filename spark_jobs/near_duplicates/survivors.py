@@ -28,7 +28,7 @@ def write_survivors(kept: DataFrame, documents: Sequence[str], output: str) -> i
             if not located.isEmpty():
                 raise ValueError(f"{path} is gone, and files of it are kept again: their rows cannot be written")
             continue
-        written = _written(grouped_by_row_group(located), path, Storage(output).uri, delivery)
+        written = _written(grouped_by_row_group(located, path), path, Storage(output).uri, delivery)
         rows += sum(row.rows for row in written.collect())
     storage = Storage(output)
     for partial in storage.listed("_"):
