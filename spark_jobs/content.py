@@ -97,30 +97,47 @@ def pieces(path: str, work: Iterable[pa.RecordBatch], columns: Sequence[str] | N
         columns: the columns to read, as far as the files have them; all of them when None.
     """
     uri = Storage(path).uri
+    opened, file = None, None
     for batch in work:
         for part, row_group, rows in zip(
             *(batch.column(name).to_pylist() for name in batch.schema.names), strict=True
         ):
+            if file is None or part != opened:
+                opened, file = part, _open(uri, part)
             wanted = None if rows is None else np.asarray(rows, np.int64)
-            yield from _read(uri, part, row_group, wanted, columns)
+            for here, found in _read(file, f"{uri}/{part}", row_group, wanted, columns):
+                yield Piece(part, row_group, here, found)
+
+
+def rows_of(path: str, part: str, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Rows of one file of the table at `path`, by their sorted numbers in it, in batches bounded by bytes."""
+    uri = Storage(path).uri
+    file, first = _open(uri, part), 0
+    for row_group in range(file.num_row_groups):
+        last = first + file.metadata.row_group(row_group).num_rows
+        wanted = rows[np.searchsorted(rows, first) : np.searchsorted(rows, last)] - first
+        if len(wanted):
+            for _, batch in _read(file, f"{uri}/{part}", row_group, wanted, columns):
+                yield batch
+        first = last
 
 
 def _read(
-    uri: str, part: str, row_group: int, wanted: NDArray[np.int64] | None, columns: Sequence[str] | None
-) -> Iterator[Piece]:
-    file = _open(uri, part)
+    file: pq.ParquetFile, name: str, row_group: int, wanted: NDArray[np.int64] | None, columns: Sequence[str] | None
+) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
+    """Rows of a row group and their numbers in it; of those with columns that the file has."""
     group = file.metadata.row_group(row_group)
-    names = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+    names = None if columns is None else [column for column in columns if column in file.schema_arrow.names]
     rows_at_once = max(1, int(BATCH_BYTES * group.num_rows / max(group.total_byte_size, 1)))
     first = 0
-    for batch in _batches(file, f"{uri}/{part}", rows_at_once, row_group, names):
+    for batch in _batches(file, name, rows_at_once, row_group, names):
         last = first + batch.num_rows
         if wanted is None:
-            yield Piece(part, row_group, np.arange(first, last), batch)
+            yield np.arange(first, last), batch
         else:
             here = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, last)]
             if len(here):
-                yield Piece(part, row_group, here, batch.take(pa.array(here - first)))
+                yield here, batch if len(here) == batch.num_rows else batch.take(pa.array(here - first))
         first = last
 
 

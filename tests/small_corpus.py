@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
+from oracles import jaccard_of, shingles_of
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from spark_jobs.sources.identity import file_id
@@ -69,6 +70,41 @@ def document(content, *, repo="repo", path="file.py", **columns):
     row |= {"licenses": [], "state": "binary" if content is None else "decoded", "content": content, "size": size}
     row["file_id"] = file_id(repo, "", path, (content or "").encode())
     return row | columns
+
+
+def words(draw, count):
+    return [f"w{draw.randrange(10**7)}" for _ in range(count)]
+
+
+def changed(draw, text, runs, size=6):
+    """Replace some runs of words: each changes about `size + 4` shingles."""
+    text = list(text)
+    for _ in range(runs):
+        first = draw.randrange(len(text) - size)
+        text[first : first + size] = words(draw, size)
+    return text
+
+
+def similar_rows(seed=0):
+    """Some 140 documents: clusters of copies at several distances, chains, texts without or shorter than a shingle."""
+    draw, texts = random.Random(seed), []
+    for _ in range(12):  # clusters around one text: from all but equal to hardly similar
+        base = words(draw, draw.randrange(90, 200))
+        texts += [" ".join(changed(draw, base, runs, draw.randrange(1, 8))) for runs in (0, 0, 1, 1, 2, 4, 8)]
+    for _ in range(8):  # chains: the middle is similar to both ends, which are not to each other
+        start = words(draw, 110)
+        middle = start[:20] + words(draw, 7) + start[27:]
+        end = middle[:80] + words(draw, 7) + middle[87:]
+        assert jaccard_of(shingles_of(" ".join(start)), shingles_of(" ".join(end))) < 0.7
+        texts += [" ".join(start), "\n".join(middle), "\t".join(end)]
+    short = ["a", "b", "a b", "b a", "a b c", "a b c d", "a b c e", "a  b", "a b c d", "(a)", "a b c d e"]
+    texts += [*short, *short[:3], "", "", "\n", "...", "...", "é", "É", "日本", None, None]
+    rows = []
+    for number, text in enumerate(draw.sample(texts, len(texts))):
+        licenses = draw.choice([[], [], ["MIT", "apache-2.0 "], ["MIT", "GPL-3.0-only"]])
+        where = {"repo": f"repo{number % 7}", "path": f"{number}.py"}
+        rows.append(document(text, **where, licenses=licenses, stars=draw.choice([None, None, 3, 1000])))
+    return rows
 
 
 def write_documents(folder, rows, parts=1, rows_a_group=1000):

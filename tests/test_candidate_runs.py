@@ -1,32 +1,16 @@
-"""Sorted runs, pairs of bands and what they rest on, against plain Python: records without Spark."""
+"""Sorted runs and the pairs of bands, against plain Python: without Spark."""
 
-import itertools
-from bisect import bisect_left
 from collections import Counter, defaultdict
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spark_jobs.near_duplicates import candidates, exchange
+from spark_jobs.near_duplicates import candidates
 from spark_jobs.near_duplicates.candidates import HUBS, distinct_pairs, sorted_runs
-from spark_jobs.near_duplicates.exchange import flushed, scattered
-from spark_jobs.near_duplicates.keep_order import ID_BYTES, KEY_BYTES, RANK_BYTES
-from spark_jobs.near_duplicates.records import (
-    BAND_MEMBER,
-    DTYPES,
-    KIND_BAND,
-    PAIR,
-    PLACE,
-    SKETCHED,
-    bucket_of,
-    first_of_each,
-    numbers,
-    place_numbers,
-    search,
-)
+from spark_jobs.near_duplicates.keep_order import KEY_BYTES, RANK_BYTES
+from spark_jobs.near_duplicates.records import BAND_MEMBER, KIND_BAND, PAIR
 
 seeds = st.integers(0, 1 << 32)
 
@@ -41,7 +25,7 @@ def random_members(draw, count, digests, keys=None):
     members["key"] = draw.integers(0, 256, (count, KEY_BYTES), dtype=np.uint8)
     if keys is not None:
         members["key"] = draw.choice(members["key"][:keys], count)
-    members["key"][::3, :RANK_BYTES] = 128  # alike but for the file ids
+    members["key"][::3, :RANK_BYTES] = 128  # alike but for the spots
     members["shingles"] = draw.integers(60, 101, count)
     return members
 
@@ -55,6 +39,11 @@ def random_parts(draw, members, most):
 def texts(rows):
     """Rows of bytes as `bytes`."""
     return np.ascontiguousarray(rows).view(f"V{rows.shape[1]}").ravel().tolist()
+
+
+def spot_of(key):
+    """Where the fingerprint of a key's file lies."""
+    return int.from_bytes(key[RANK_BYTES:], "big")
 
 
 def orders(members):
@@ -142,7 +131,7 @@ def expected_pairs(members, hubs, threshold):
 
 
 def paired(buckets, parts, threshold, monkeypatch, run_members):
-    """The pairs of buckets (number: parts of members), by bucket, and what is told of hot bands."""
+    """The pairs (spots) of buckets (number: parts of members), by bucket, and what is told of hot bands."""
     run_bytes = run_members * BAND_MEMBER.itemsize
     monkeypatch.setattr(candidates, "sorted_runs", lambda records: sorted_runs(records, run_bytes))
     hot, found = [], defaultdict(list)
@@ -151,7 +140,7 @@ def paired(buckets, parts, threshold, monkeypatch, run_members):
         for pairs in candidates._pairs_of_buckets(iter([(bucket, blobs)]), parts, threshold, hot):
             assert pairs.dtype == PAIR
             assert (pairs["band"] == bucket // parts).all()
-            found[bucket] += zip(texts(pairs["better"]), texts(pairs["worse"]), strict=True)
+            found[bucket] += zip(pairs["better"].tolist(), pairs["worse"].tolist(), strict=True)
     return found, np.concatenate(hot)
 
 
@@ -179,7 +168,7 @@ def test_every_member_meets_the_best_of_its_band(seed, run_members, monkeypatch)
     for number, members in buckets.items():
         expected, bands = expected_pairs(members, hubs, threshold)
         assert len(found[number]) == len(set(found[number]))
-        assert set(found[number]) == {(better[RANK_BYTES:], worse[RANK_BYTES:]) for better, worse in expected}
+        assert set(found[number]) == {(spot_of(better), spot_of(worse)) for better, worse in expected}
         sizes[number // 2] = bands
     # What is told of a band grows as its runs are read, and ends with its size.
     told = sizes_told(hot)
@@ -203,7 +192,7 @@ def test_large_bands_have_pairs_with_their_hubs_alone(monkeypatch):
     for run_members in (HUBS, 100, 10_000):
         found, hot = paired({6: random_parts(draw, members, 400)}, 3, 0.7, monkeypatch, run_members)
         assert len(found[6]) == len(expected)
-        assert set(found[6]) == {(better[RANK_BYTES:], worse[RANK_BYTES:]) for better, worse in expected}
+        assert set(found[6]) == {(spot_of(better), spot_of(worse)) for better, worse in expected}
         assert sizes_told(hot) == {(2, key): count for key, count in bands.items() if count > candidates.HOT_MEMBERS}
 
 
@@ -221,16 +210,16 @@ def test_buckets_do_not_meet(monkeypatch):
 
 
 def random_pairs(draw, count, files):
-    ids = draw.integers(0, 256, (files, ID_BYTES), dtype=np.uint8)
+    spots = draw.integers(0, 1 << 64, files, dtype=np.uint64)
     pairs = np.empty(count, PAIR)
-    pairs["better"], pairs["worse"] = draw.choice(ids, count), draw.choice(ids, count)
+    pairs["better"], pairs["worse"] = draw.choice(spots, count), draw.choice(spots, count)
     pairs["band"] = draw.integers(0, 42, count)
     return pairs
 
 
 def first_bands(pairs):
     found = {}
-    for better, worse, band in zip(texts(pairs["better"]), texts(pairs["worse"]), pairs["band"].tolist(), strict=True):
+    for better, worse, band in pairs.tolist():
         found.setdefault((better, worse), band)
     return list(found.items())
 
@@ -258,136 +247,3 @@ def test_gathered_pairs_are_distinct_in_each_array_and_complete(at_once, monkeyp
     assert all(len(pairs) == len(first_bands(pairs)) for pairs in gathered)
     assert len(gathered) <= sum(map(len, parts)) // max(1, at_once // 2) + 1
     assert list(candidates._gathered(iter([]))) == []
-
-
-# Records in blobs
-
-
-@settings(deadline=None)
-@given(
-    seeds, st.integers(0, 200), st.integers(1, 60), st.sampled_from(sorted(DTYPES)), st.sampled_from(["<i8", "<u4"])
-)
-def test_scattered_records_are_in_their_buckets_in_order(seed, count, buckets, kind, integers):
-    draw = np.random.default_rng(seed)
-    records = np.frombuffer(draw.bytes(count * DTYPES[kind].itemsize), DTYPES[kind])
-    to = (draw.integers(0, buckets, count) * 1_000_003).astype(integers)
-    batch = scattered(records, kind, to)
-    batch.validate(full=True)
-    assert batch.column("bucket").to_pylist() == sorted(set(to.tolist()))
-    expected = [records[to == bucket].tobytes() for bucket in sorted(set(to.tolist()))]
-    assert batch.column("records").to_pylist() == expected
-    assert batch.column("count").to_pylist() == [len(blob) // DTYPES[kind].itemsize for blob in expected]
-    assert set(batch.column("kind").to_pylist()) <= {kind}
-    rows = list(exchange._rows([batch], DTYPES))
-    assert [bucket for bucket, _, _ in rows] == batch.column("bucket").to_pylist()
-    assert [found.tobytes() for _, _, found in rows] == expected
-    assert all(found.dtype == DTYPES[kind] for _, _, found in rows)
-
-
-def test_scattered_records_may_be_a_part_of_others():
-    records = random_members(np.random.default_rng(8), 60, 5)
-    to = np.arange(60) % 7
-    batch = scattered(records[::-2], KIND_BAND, to[::-2])
-    assert batch.equals(scattered(records[::-2].copy(), KIND_BAND, to[::-2].copy()))
-    assert pa.types.is_large_binary(batch.schema.field("records").type)
-
-
-@settings(deadline=None)
-@given(seeds, st.lists(st.integers(0, 30), max_size=20), st.integers(1, 3000))
-def test_flushed_records_are_the_same_in_larger_arrays(seed, sizes, flush_bytes):
-    draw = np.random.default_rng(seed)
-    parts = [random_members(draw, size, 3) for size in sizes]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchange, "FLUSH_BYTES", flush_bytes)
-        found = list(flushed(iter(parts)))
-    assert b"".join(one.tobytes() for one in found) == b"".join(part.tobytes() for part in parts)
-    largest = max((part.nbytes for part in parts), default=0)
-    assert all(flush_bytes <= one.nbytes < flush_bytes + largest for one in found[:-1])
-
-
-def test_buckets_of_ids_are_even_and_in_bounds():
-    ids = np.random.default_rng(9).integers(0, 256, (30_000, KEY_BYTES), dtype=np.uint8)[:, RANK_BYTES:]
-    for buckets in (1, 2, 7, 1000):
-        found = bucket_of(ids, buckets)
-        expected = [int.from_bytes(one.tobytes()[-8:], "little") % buckets for one in ids[:100]]
-        assert found[:100].tolist() == expected
-        counts = np.bincount(found, minlength=buckets)
-        assert len(counts) == buckets
-        assert np.abs(counts - 30_000 / buckets).max() < 6 * np.sqrt(30_000 / buckets)
-
-
-# Numbers of bytes
-
-
-@settings(deadline=None)
-@given(seeds, st.integers(0, 60), st.integers(1, KEY_BYTES), st.integers(1, 256))
-def test_numbers_compare_as_bytes(seed, count, width, values):
-    wide = np.random.default_rng(seed).integers(256 - values, 256, (count, width + 3), dtype=np.uint8)
-    for rows in (wide[:, 3:], np.ascontiguousarray(wide[:, 3:])):
-        found = numbers(rows)
-        assert found.dtype == np.uint64
-        assert found.shape == (count, -(-width // 8))
-        texts = [row.tobytes() for row in rows]
-        expected = [
-            tuple(int.from_bytes(text[at : at + 8].ljust(8, b"\0")) for at in range(0, width, 8)) for text in texts
-        ]
-        assert [tuple(row) for row in found.tolist()] == expected
-        by_number = sorted(zip(expected, texts, strict=True))
-        assert [text for _, text in by_number] == sorted(texts)
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(*(st.integers(0, (1 << bits) - 1) for bits in (16, 32, 32, 32, 32))), max_size=20))
-def test_places_compare_as_the_content_lies(places):
-    records = np.array(places, PLACE)
-    inside = np.zeros(len(places), SKETCHED)
-    inside["place"] = records
-    for given_places in (records, inside["place"]):
-        found = [tuple(row) for row in place_numbers(given_places).tolist()]
-        assert found == [(delivery << 32 | part, group << 32 | row) for delivery, part, group, row, _ in places]
-    by_number = sorted(range(len(places)), key=found.__getitem__)
-    assert [places[at][:4] for at in by_number] == sorted(place[:4] for place in places)
-
-
-rows_of_numbers = st.integers(1, 4).flatmap(
-    lambda width: st.lists(
-        st.tuples(*[st.sampled_from([0, 1, 2, 255, 1 << 32, 1 << 63, (1 << 64) - 1]) | st.integers(0, 9)] * width),
-        max_size=60,
-    ).map(lambda rows: (width, rows))
-)
-
-
-@settings(deadline=None)
-@given(rows_of_numbers)
-def test_first_of_each_is_that_of_a_dictionary(case):
-    width, rows = case
-    places = {}
-    for place, row in enumerate(rows):
-        places.setdefault(row, place)
-    assert first_of_each(np.array(rows, np.uint64).reshape(-1, width)).tolist() == list(places.values())
-
-
-def test_first_of_each_tells_many_regular_rows_apart():
-    """Numbers of places are not random: deliveries, parts, row groups and rows count up."""
-    axes = [range(3), range(40), range(25), range(100)]
-    places = np.array([(*place, 0) for place in itertools.product(*axes)], PLACE)
-    columns = place_numbers(places)
-    assert first_of_each(columns).tolist() == list(range(len(places)))
-    draw = np.random.default_rng(10)
-    chosen = draw.integers(0, len(places), 200_000)
-    first = first_of_each(columns[chosen])
-    _, expected = np.unique(chosen, return_index=True)
-    assert first.tolist() == sorted(expected.tolist())
-    square = np.array(list(itertools.product(range(300), repeat=2)), np.uint64)
-    assert len(first_of_each(square)) == len(first_of_each(square << np.uint64(32))) == len(square)
-
-
-@settings(deadline=None)
-@given(rows_of_numbers, st.data())
-def test_search_is_bisection(case, data):
-    width, rows = case
-    rows = sorted(rows)
-    known = st.sampled_from(rows) if rows else st.nothing()
-    wanted = data.draw(st.lists(known | st.tuples(*[st.integers(0, (1 << 64) - 1)] * width), max_size=20))
-    found = search(np.array(rows, np.uint64).reshape(-1, width), np.array(wanted, np.uint64).reshape(-1, width))
-    assert found.tolist() == [bisect_left(rows, one) for one in wanted]

@@ -8,56 +8,16 @@ from functools import partial
 from itertools import combinations
 
 import networkx
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from oracles import greedy, jaccard_of, shingles_of
-from small_corpus import document, write_documents
+from small_corpus import document, similar_rows, words, write_documents
 
 from spark_jobs import dedup, measure
-from spark_jobs.near_duplicates.candidates import HOT_MEMBERS, HUBS, candidate_pairs
-from spark_jobs.near_duplicates.keep_order import KEY_BYTES, RANK_BYTES
-from spark_jobs.near_duplicates.records import KIND_PAIR, PAIR
+from spark_jobs.near_duplicates.candidates import HOT_MEMBERS
 from spark_jobs.near_duplicates.settings import BANDS, Fingerprint
 from spark_jobs.tables import manifest
-
-PERMISSIVE, OTHER = ["MIT", "apache-2.0 "], ["MIT", "GPL-3.0-only"]
-
-
-def words(draw, count):
-    return [f"w{draw.randrange(10**7)}" for _ in range(count)]
-
-
-def changed(draw, text, runs, size=6):
-    """Replace some runs of words: each changes about `size + 4` shingles."""
-    text = list(text)
-    for _ in range(runs):
-        first = draw.randrange(len(text) - size)
-        text[first : first + size] = words(draw, size)
-    return text
-
-
-def small_rows(seed=0):
-    """Some 140 documents: clusters of copies at several distances, chains, texts without or shorter than a shingle."""
-    draw, texts = random.Random(seed), []
-    for _ in range(12):  # clusters around one text: from all but equal to hardly similar
-        base = words(draw, draw.randrange(90, 200))
-        texts += [" ".join(changed(draw, base, runs, draw.randrange(1, 8))) for runs in (0, 0, 1, 1, 2, 4, 8)]
-    for _ in range(8):  # chains: the middle is similar to both ends, which are not to each other
-        start = words(draw, 110)
-        middle = start[:20] + words(draw, 7) + start[27:]
-        end = middle[:80] + words(draw, 7) + middle[87:]
-        assert jaccard_of(shingles_of(" ".join(start)), shingles_of(" ".join(end))) < 0.7
-        texts += [" ".join(start), "\n".join(middle), "\t".join(end)]
-    short = ["a", "b", "a b", "b a", "a b c", "a b c d", "a b c e", "a  b", "a b c d", "(a)", "a b c d e"]
-    texts += [*short, *short[:3], "", "", "\n", "...", "...", "é", "É", "日本", None, None]
-    rows = []
-    for number, text in enumerate(draw.sample(texts, len(texts))):
-        licenses, stars = draw.choice([[], [], PERMISSIVE, OTHER]), draw.choice([None, None, 3, 1000])
-        where = {"repo": f"repo{number % 7}", "path": f"{number}.py"}
-        rows.append(document(text, **where, licenses=licenses, stars=stars))
-    return rows
 
 
 def read(folder):
@@ -119,7 +79,7 @@ def configured(spark, **settings):
 
 @pytest.fixture(scope="module")
 def rows():
-    return small_rows()
+    return similar_rows()
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +173,7 @@ def test_short_files_are_never_lumped_together(spark, tmp_path):
 
 def plain_rows():
     """Rows as other tools write them, some repeated word for word."""
-    rows = [row for row in small_rows(seed=4) if row["content"] is not None]
+    rows = [row for row in similar_rows(seed=4) if row["content"] is not None]
     rows += random.Random(1).sample(rows, 20)
     return rows
 
@@ -313,40 +273,6 @@ def test_a_header_is_left_out_of_the_fingerprint_and_not_of_the_text(spark, tmp_
         assert sorted(left, key=str) == sorted((row for row in rows if row["path"] != found["path"]), key=str)
     stripped = [shingles_of(text) for text in (bodies[0], bodies[0] + "end")]
     assert found["similarity"] == pytest.approx(jaccard_of(*stripped), abs=1e-12)
-
-
-def banded_files():
-    """Files with bands of few values, so that chance puts them together, and one band of more than HUBS."""
-    draw = np.random.default_rng(3)
-    digests = draw.integers(0, 40, (100, BANDS), dtype=np.uint64) + np.arange(BANDS, dtype=np.uint64) * np.uint64(100)
-    digests[:70, :5] = digests[0, :5]
-    keys = [b"\x80" + bytes(draw.bytes(KEY_BYTES - 1)) for _ in digests]
-    return keys, digests, draw.choice([70, 100, 101], len(digests)).tolist()
-
-
-@pytest.mark.parametrize(("buckets", "partitions"), [(1, 1), (7, 3)])
-def test_candidates_are_the_pairs_of_every_band_with_its_best(spark, buckets, partitions):
-    keys, digests, shingles = banded_files()
-    bands, expected = defaultdict(list), set()
-    for number in sorted(range(len(keys)), key=keys.__getitem__):
-        for band, digest in enumerate(digests[number].tolist()):
-            bands[band, digest].append(number)
-    for members in bands.values():
-        for place, worse in enumerate(members):
-            for better in members[: min(place, HUBS)]:
-                fewer, more = sorted([shingles[better], shingles[worse]])
-                if fewer >= 0.7 * more:
-                    expected.add((keys[better][RANK_BYTES:], keys[worse][RANK_BYTES:]))
-    assert max(map(len, bands.values())) > 2 * HUBS
-    rows = [(key, count, row.tobytes()) for key, count, row in zip(keys, shingles, digests, strict=True)]
-    files = spark.createDataFrame(rows, "key binary, shingles long, bands binary").repartition(partitions)
-    blobs = candidate_pairs(files, 0.7, buckets, tasks=2).where(f"kind = {KIND_PAIR}").collect()
-    pairs = np.concatenate([np.frombuffer(blob.records, PAIR) for blob in blobs])
-    found = {(pair["better"].tobytes(), pair["worse"].tobytes()) for pair in pairs}
-    assert found == expected
-    for pair in pairs[:: len(pairs) // 20]:  # each says in which band it met
-        sides = [[key[RANK_BYTES:] for key in keys].index(pair[side].tobytes()) for side in ("better", "worse")]
-        assert digests[sides[0], pair["band"]] == digests[sides[1], pair["band"]]
 
 
 def test_components_keep_the_best_of_each(spark, rows, documents, output, tmp_path):

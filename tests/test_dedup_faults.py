@@ -157,6 +157,20 @@ def test_signals_of_other_documents_are_refused(spark, tmp_path, capsys):
     assert "does not exist" in fault_of(capsys, tmp_path, "--signals", tmp_path / "signals")
 
 
+def test_signals_that_an_index_needs_are_to_stay_as_they_were(spark, tmp_path, capsys):
+    documents = [write_documents(tmp_path / f"documents{number}", [document(words(number))]) for number in range(2)]
+    signals, state = str(tmp_path / "signals"), str(tmp_path / "state")
+    measure.main(documents=documents[0], output=signals)
+    dedup.main(signals=signals, output=state)
+    delivery = ("--documents", documents[1], "--index", state)
+    measure.main(documents=documents[0], output=signals, overwrite=True)
+    line = fault_of(capsys, tmp_path, *delivery)
+    assert line == f"error: {state} needs the fingerprints in file://{signals}, which have changed since"
+    shutil.rmtree(signals)
+    line = fault_of(capsys, tmp_path, *delivery)
+    assert line == f"error: {state} needs the fingerprints in file://{signals}, which are gone"
+
+
 # While Spark works
 
 

@@ -7,16 +7,12 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 from oracles import greedy, jaccard_of, shingles_of
-from small_corpus import document, write_documents
+from small_corpus import document, words, write_documents
 
 from spark_jobs import dedup
 from spark_jobs.near_duplicates.settings import Fingerprint
 
 WORDS, PLACE, CHANGED = 200, 20, 18
-
-
-def words(draw, count):
-    return [f"w{draw.randrange(10**7)}" for _ in range(count)]
 
 
 def family(draw, variants):

@@ -10,21 +10,30 @@ from pyspark.sql import functions as F
 from small_corpus import document, write_documents
 
 from spark_jobs import dedup
-from spark_jobs.near_duplicates.keep_order import KEY_BYTES, id_of, ranked, settled_key
+from spark_jobs.near_duplicates.duplicates import shared_contents
+from spark_jobs.near_duplicates.keep_order import (
+    KEY_BYTES,
+    RANK_BYTES,
+    key_of,
+    losses_of_repositories,
+    ranked,
+    settled_rank,
+)
 
 PERMISSIVE, OTHER = ["MIT", "apache-2.0 "], ["MIT", "GPL-3.0-only"]
 LICENCES = {None: 1, (): 1, tuple(PERMISSIVE): 0, tuple(OTHER): 2, ("GPL-3.0-only",): 2, ("unheard of",): 2}
 MAX_STARS, MAX_SIZE = 2**24 - 1, 2**32 - 1
-COLUMNS = ("file_id", "repo", "licenses", "stars", "size", "content_hash", "settled")
 SCHEMA = (
-    "file_id binary, repo string, licenses array<string>, stars long, size long, content_hash binary, settled boolean"
+    "file_id binary, repo string, licenses array<string>, stars long, size long, content_hash binary, "
+    "settled boolean, row long"
 )
+FINGERPRINT_FILE = 70_000
 
 
 def drawn_files(draw, count, repositories, contents, stars, settled):
     """Files of a few repositories, which have few contents in common; `stars` to choose from."""
     files = []
-    for _ in range(count):
+    for row in range(count):
         licenses = draw.choice(list(LICENCES))
         files.append(
             {
@@ -35,6 +44,7 @@ def drawn_files(draw, count, repositories, contents, stars, settled):
                 "size": draw.choice([None, 0, 10, 11, 2**33]),
                 "content_hash": draw.randrange(contents).to_bytes(16, "big"),
                 "settled": draw.random() < settled,
+                "row": row,
             }
         )
     return files
@@ -71,39 +81,61 @@ def keep_order(file, losses, hashes):
     return (not file["settled"], *place, file["file_id"])
 
 
+def ranked_files(spark, files):
+    """The files with their ranks, and the losses of their repositories, as a run has them."""
+    table = spark.createDataFrame([tuple(file.values()) for file in files], SCHEMA)
+    losses = losses_of_repositories(table, table.join(shared_contents(table), "content_hash", "left_semi"))
+    return ranked(table, losses), losses
+
+
 def keys_of(spark, files):
-    """(key, id in the key) by file id."""
-    table = spark.createDataFrame([tuple(file[name] for name in COLUMNS) for file in files], SCHEMA)
-    found = ranked(table).select("file_id", "key", id_of(F.col("key")).alias("id")).collect()
+    """Keys by file id."""
+    table, _ = ranked_files(spark, files)
+    rank = F.when(F.col("settled"), settled_rank(F.col("rank"))).otherwise(F.col("rank"))
+    found = table.select("file_id", key_of(rank, F.lit(FINGERPRINT_FILE), F.col("row")).alias("key")).collect()
     assert len(found) == len(files)
-    return {bytes(row.file_id): (bytes(row.key), bytes(row.id)) for row in found}
+    return {bytes(row.file_id): bytes(row.key) for row in found}
 
 
-@pytest.mark.parametrize(
+CASES = pytest.mark.parametrize(
     ("contents", "stars"),
     [(10**9, [None, -3, 0, 1, 50, 2**24 - 1, 2**40]), (40, [None, 0, 7])],
     ids=["no copies, odd numbers", "many copies"],
 )
+
+
+@CASES
 def test_keys_compare_as_documented(spark, contents, stars):
     files = drawn_files(random.Random(contents), 400, 6, contents, stars, settled=0.2)
     losses, hashes = losses_of(files), repository_hashes(spark, files)
     keys = keys_of(spark, files)
-    assert all(len(key) == KEY_BYTES and found == one for one, (key, found) in keys.items())
     expected = [file["file_id"] for file in sorted(files, key=lambda file: keep_order(file, losses, hashes))]
     assert sorted(keys, key=keys.__getitem__) == expected
-    assert (set(losses.values()) == {0}) == (contents == 10**9)
+    spots = {one: (key[:-4][RANK_BYTES:], key[-4:]) for one, key in keys.items()}
+    file = FINGERPRINT_FILE.to_bytes(4, "big")
+    assert spots == {one["file_id"]: (file, one["row"].to_bytes(4, "big")) for one in files}
+    assert {len(key) for key in keys.values()} == {KEY_BYTES}
 
 
-def test_a_settled_key_is_the_same_before_all_fresh_ones(spark):
+@CASES
+def test_repositories_lose_what_is_better_elsewhere(spark, contents, stars):
+    files = drawn_files(random.Random(contents + 1), 400, 6, contents, stars, settled=0.2)
+    _, losses = ranked_files(spark, files)
+    expected = {repo: share for repo, share in losses_of(files).items() if share}
+    assert sorted((row.repo, row.losses) for row in losses.collect()) == sorted(expected.items())
+    assert bool(expected) == (contents == 40)
+
+
+def test_a_settled_rank_is_the_same_before_all_fresh_ones(spark):
     draw = random.Random(8)
-    keys = [bytes([draw.randrange(128, 256)]) + draw.randbytes(KEY_BYTES - 1) for _ in range(50)]
-    keys += [b"\x80" + bytes(KEY_BYTES - 1), b"\xff" * KEY_BYTES]
-    table = spark.createDataFrame([(key,) for key in keys], "key binary")
-    rows = table.select("key", settled_key(F.col("key")).alias("settled")).collect()
+    ranks = [bytes([draw.randrange(128, 256)]) + draw.randbytes(RANK_BYTES - 1) for _ in range(50)]
+    ranks += [b"\x80" + bytes(RANK_BYTES - 1), b"\xff" * RANK_BYTES]
+    table = spark.createDataFrame([(rank,) for rank in ranks], "rank binary")
+    rows = table.select("rank", settled_rank(F.col("rank")).alias("settled")).collect()
     for row in rows:
-        assert bytes(row.settled) == bytes([row.key[0] & 0x7F]) + bytes(row.key[1:])
-    assert max(bytes(row.settled) for row in rows) < min(keys)
-    again = table.select(settled_key(settled_key(F.col("key"))).alias("settled")).collect()
+        assert bytes(row.settled) == bytes([row.rank[0] & 0x7F]) + bytes(row.rank[1:])
+    assert max(bytes(row.settled) for row in rows) < min(ranks)
+    again = table.select(settled_rank(settled_rank(F.col("rank"))).alias("settled")).collect()
     assert [row.settled for row in again] == [row.settled for row in rows]
 
 

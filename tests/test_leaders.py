@@ -11,9 +11,10 @@ import pytest
 from oracles import greedy
 
 from spark_jobs.near_duplicates.components import components_of
-from spark_jobs.near_duplicates.edges import EDGE_ROWS, OPEN, SHINGLES, SKETCH, blobs_of, edge_blobs, rows_of
+from spark_jobs.near_duplicates.edges import EDGE_ROWS, OPEN, SHINGLES, SKETCH, UNITS, blobs_of, edge_blobs, rows_of
+from spark_jobs.near_duplicates.exchange import SCHEMA
 from spark_jobs.near_duplicates.keep_order import KEY_BYTES
-from spark_jobs.near_duplicates.leaders import WALKED_EDGES, removals_of
+from spark_jobs.near_duplicates.leaders import WALKED_EDGES, Graph, removals_of
 from spark_jobs.near_duplicates.records import EDGE
 
 # One task for all; rounds to the end; rounds until what is left fits one task.
@@ -42,17 +43,23 @@ def random_edges(count, seed, open_share):
     return edges
 
 
-def blobs(spark, edges, seed=0):
-    """The edges as a table of a few blobs, in any order."""
+def records_of(edges, seed=0):
+    """The edges as records, in any order."""
     pairs = random.Random(seed).sample(sorted(edges), len(edges))
     records = np.zeros(len(pairs), EDGE)
     for side, name in enumerate(("better", "worse")):
         records[name] = np.frombuffer(b"".join(pair[side] for pair in pairs), np.uint8).reshape(-1, KEY_BYTES)
     records["similarity"] = [edges[pair][0] for pair in pairs]
     records["proof"] = [edges[pair][1] for pair in pairs]
-    records["band"], records["places"]["size"] = np.arange(len(pairs)) % 42, np.arange(2 * len(pairs)).reshape(-1, 2)
-    parts = [edge_blobs(part) for part in np.array_split(records, 5)]
-    return spark.createDataFrame(pa.Table.from_batches(parts)).localCheckpoint()
+    records["band"] = np.arange(len(pairs)) % 42
+    records["places"]["shingles"] = np.arange(2 * len(pairs)).reshape(-1, 2)
+    return records
+
+
+def blobs(spark, edges):
+    """The edges as a table of a few blobs."""
+    parts = [blob for part in np.array_split(records_of(edges), 5) for blob in edge_blobs(part)]
+    return spark.createDataFrame(pa.Table.from_batches(parts, SCHEMA)).localCheckpoint()
 
 
 class Harness:
@@ -68,6 +75,7 @@ class Harness:
         return rows.localCheckpoint()
 
     def verify(self, wanted):
+        assert {row.bucket for row in wanted.select("bucket").collect()} <= set(range(UNITS))
         rows = [row.asDict() for row in rows_of(wanted).collect()]
         self.asked += [(bytes(row["better"]), bytes(row["worse"])) for row in rows]
         found = []
@@ -167,6 +175,19 @@ def test_a_complete_graph_of_open_edges_is_verified_and_walked(spark, walked):
     found = removals_of(blobs(spark, edges), harness.verify, harness.staged, walked).collect()
     assert {bytes(row.worse) for row in found} == set(neighbours) - kept
     assert len(harness.asked) == len(edges)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_components_of_a_graph_are_those_of_networkx(seed):
+    draw = random.Random(seed)
+    keys = [key_of(draw.randrange(1 << 32), number) for number in range(200)]
+    edges = {tuple(sorted(draw.sample(keys, 2))): (0.8, SKETCH, True) for _ in range(draw.randrange(1, 300))}
+    graph = Graph(records_of(edges, seed))
+    files, best = ([key.tobytes() for key in graph.keys(of)] for of in (np.arange(graph.files), graph.components()))
+    assert files == sorted({file for pair in edges for file in pair})
+    components = networkx.connected_components(networkx.Graph(edges.keys()))
+    expected = {file: min(component) for component in components for file in component}
+    assert dict(zip(files, best, strict=True)) == expected
 
 
 @pytest.mark.parametrize("walked", [WALKED_EDGES, 0])

@@ -204,4 +204,5 @@ def test_help_starts_nothing_heavy(job):
         "try: run(main)\nexcept SystemExit as end: assert not end.code\n"
         "assert not {'pyspark', 'jinja2', 'matplotlib', 'numpy'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

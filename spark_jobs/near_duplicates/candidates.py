@@ -6,7 +6,7 @@ sorted in memory while it is small, else in runs on disk, so that a band of any 
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -15,9 +15,8 @@ from numba import njit
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 
-from spark_jobs.near_duplicates.exchange import BLOBS, Blobs, exchanged, flushed, scattered
-from spark_jobs.near_duplicates.fingerprints import matrix
-from spark_jobs.near_duplicates.keep_order import RANK_BYTES
+from spark_jobs.near_duplicates.exchange import Blobs, exchanged, flushed, scattered
+from spark_jobs.near_duplicates.lookup import Source, by_spot, looked_up
 from spark_jobs.near_duplicates.records import (
     BAND_MEMBER,
     DTYPES,
@@ -33,6 +32,7 @@ from spark_jobs.near_duplicates.records import (
     first_of_each,
     numbers,
     search,
+    spots_of,
 )
 from spark_jobs.near_duplicates.settings import BANDS, ROWS
 
@@ -53,24 +53,26 @@ def recall(similarity: float) -> float:
     return float(1 - (1 - similarity**ROWS) ** BANDS)
 
 
-def candidate_pairs(files: DataFrame, threshold: float, buckets: int, tasks: int) -> DataFrame:
-    """Blobs of PAIRs, of REQUESTs for the sketches of their better files, and of HOT_BANDs.
+def candidate_pairs(
+    files: DataFrame, count: int, sources: Sequence[Source], threshold: float, buckets: int, tasks: int
+) -> DataFrame:
+    """Blobs of PAIRs, of REQUESTs for the sketches of their files, and of HOT_BANDs.
 
     A pair shares a band, and its sizes allow the threshold: sets of n <= m shingles are at most n / m similar. It may
-    come several times. Pairs and requests are scattered over `buckets` by file id: pairs to the bucket of the worse
-    file, requests to that of the better.
+    come several times. It goes to the bucket of its worse file, and so do the sketches of both.
 
     Args:
-        files: columns `key`, `shingles` and `bands`; one row a distinct content that has words.
+        files: blobs of SLIM records; one file a distinct content that has words.
+        count: their number.
+        sources: where their bands lie.
         threshold: least similarity wanted.
-        buckets: number of buckets of file ids.
-        tasks: Spark tasks that sort the bands.
+        buckets: number of buckets of files.
+        tasks: Spark tasks that read the bands, and that sort them.
     """
-    size = files.count() * BAND_MEMBER.itemsize
-    parts = -(-size // _BUCKET_BYTES) or 1
+    parts = -(-count * BAND_MEMBER.itemsize // _BUCKET_BYTES) or 1
 
-    def scatter(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for members in flushed(_members(batch) for batch in batches):
+    def scatter(groups: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
+        for members in flushed(part for _, blobs in groups for part in _members(blobs, sources)):
             band = np.tile(np.arange(BANDS), len(members) // BANDS)
             part = (members["digest"] >> np.uint64(32)) % np.uint64(parts)
             yield scattered(members, KIND_BAND, band * parts + part.astype(np.int64))
@@ -83,17 +85,16 @@ def candidate_pairs(files: DataFrame, threshold: float, buckets: int, tasks: int
             found = np.concatenate(hot)
             yield scattered(found, KIND_HOT, np.zeros(len(found), np.int64))
 
-    bands = files.select("key", "shingles", "bands").mapInArrow(scatter, BLOBS)
-    return exchanged(bands, tasks, pair, DTYPES)
+    return exchanged(exchanged(files, tasks, scatter, DTYPES), tasks, pair, DTYPES)
 
 
-def _members(batch: pa.RecordBatch) -> Records:
-    """The BAND_MEMBERs of files, file by file."""
-    members = np.empty((batch.num_rows, BANDS), BAND_MEMBER)
-    members["digest"] = matrix(batch.column("bands"), "<u8")
-    members["key"] = matrix(batch.column("key"), "u1")[:, None, :]
-    members["shingles"] = np.minimum(np.asarray(batch.column("shingles")), 0xFFFFFFFF)[:, None]
-    return members.ravel()
+def _members(blobs: Blobs, sources: Sequence[Source]) -> Iterator[Records]:
+    """The BAND_MEMBERs of a bucket's files, file by file."""
+    for files, bands in looked_up(by_spot(records for _, records in blobs), sources, "bands", "<u8"):
+        members = np.empty((len(files), BANDS), BAND_MEMBER)
+        members["digest"] = bands
+        members["key"], members["shingles"] = files["key"][:, None, :], files["shingles"][:, None]
+        yield members.ravel()
 
 
 def _pairs_of_buckets(
@@ -109,11 +110,13 @@ def _pairs_of_buckets(
             left, right, hubs, counts = _pair_rows(
                 members["digest"], members["shingles"], settled, remembered, counts, HUBS, threshold
             )
-            pairs = np.empty(len(left), PAIR)
-            pairs["better"], pairs["worse"] = members["key"][left, RANK_BYTES:], members["key"][right, RANK_BYTES:]
-            pairs["band"] = bucket // parts
+            spots = spots_of(members["key"])
+            for first in range(0, len(left), _PAIRS_AT_ONCE):
+                some = slice(first, first + _PAIRS_AT_ONCE)
+                pairs = np.empty(len(left[some]), PAIR)
+                pairs["better"], pairs["worse"], pairs["band"] = spots[left[some]], spots[right[some]], bucket // parts
+                yield pairs
             hot.append(_hottest(members, counts, bucket // parts))
-            yield pairs
             members, counts = members[hubs], counts[hubs]
 
 
@@ -135,10 +138,10 @@ def _pair_rows(
     sizes: NDArray[np.int64],
     most_hubs: int,
     threshold: float,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
     """Pairs (hub, member) of places in sorted members, the first `remembered` of which are hubs of an earlier batch
     whose pairs are known and whose band had `sizes` members; the hubs of the last band; and all bands' sizes."""
-    left, right, counts = np.empty(0, np.int64), np.empty(0, np.int64), np.zeros(len(digests), np.int64)
+    left, right, counts = np.empty(0, np.int32), np.empty(0, np.int32), np.zeros(len(digests), np.int64)
     counts[:remembered] = sizes
     for filling in range(2):
         found = first = 0
@@ -155,7 +158,7 @@ def _pair_rows(
                         left[found], right[found] = hub, row
                     found += 1
         if not filling:
-            left, right = np.empty(found, np.int64), np.empty(found, np.int64)
+            left, right = np.empty(found, np.int32), np.empty(found, np.int32)
     return left, right, np.arange(first, min(len(digests), first + most_hubs)), counts
 
 
@@ -175,17 +178,18 @@ def _gathered(parts: Iterable[Records]) -> Iterator[Records]:
 def distinct_pairs(pairs: Records) -> Records:
     """Each pair once, with the first of the bands in which it met."""
     pairs = pairs[np.argsort(pairs["band"], kind="stable")]
-    return pairs[first_of_each(np.hstack([numbers(pairs["better"]), numbers(pairs["worse"])]))]
+    return pairs[first_of_each(np.column_stack([pairs["better"], pairs["worse"]]))]
 
 
 def _addressed(pairs: Records, buckets: int) -> Iterator[pa.RecordBatch]:
-    """Pairs for the buckets of their worse files, and requests that their better files' sketches be sent there."""
+    """Pairs for the buckets of their worse files, and requests that the sketches of both be sent there."""
     to = bucket_of(pairs["worse"], buckets)
     yield scattered(pairs, KIND_PAIR, to)
-    wanted = first_of_each(np.column_stack([numbers(pairs["better"]), to.astype(np.uint64)]))
+    spots, to = np.concatenate([pairs["better"], pairs["worse"]]), np.tile(to, 2)
+    wanted = first_of_each(np.column_stack([spots, to.astype(np.uint64)]))
     requests = np.empty(len(wanted), REQUEST)
-    requests["id"], requests["bucket"] = pairs["better"][wanted], to[wanted]
-    yield scattered(requests, KIND_REQUEST, bucket_of(requests["id"], buckets))
+    requests["spot"], requests["bucket"] = spots[wanted], to[wanted]
+    yield scattered(requests, KIND_REQUEST, bucket_of(requests["spot"], buckets))
 
 
 def sorted_runs(parts: Iterable[Records], run_bytes: int = RUN_BYTES) -> Iterator[Records]:

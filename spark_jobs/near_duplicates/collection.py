@@ -1,9 +1,9 @@
 """What earlier runs left: the files that were kept, those that went for them, and those that were withdrawn.
 
 A run's output is the state of the whole collection after it. Its table of duplicates has the removals of all
-deliveries; `_index` below it has the fingerprints of this run's own delivery and all ids withdrawn so far, and its
-manifest names the deliveries, in order, with where their fingerprints and their documents lie. So a new delivery is
-compared with all that was kept without reading it, and a withdrawal finds what had gone for the withdrawn.
+deliveries; `_index` below it has this run's own delivery and all ids withdrawn so far, and its manifest names the
+deliveries, in order, with where their fingerprints and their documents lie. So a new delivery is compared with all
+that was kept without reading it, and a withdrawal finds what had gone for the withdrawn.
 """
 
 import re
@@ -12,33 +12,73 @@ from functools import cached_property, reduce
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark_jobs import tables
-from spark_jobs.content import LOCATION
+from spark_jobs.content import LOCATION, part_names
 from spark_jobs.near_duplicates.duplicates import SLIM
-from spark_jobs.near_duplicates.keep_order import settled_key
+from spark_jobs.near_duplicates.keep_order import key_of, settled_rank
+from spark_jobs.near_duplicates.lookup import Source
 from spark_jobs.near_duplicates.settings import Settings
+from spark_jobs.rules.measurement import FINGERPRINTED
 from spark_jobs.storage import Storage
 
-FILES, WITHDRAWN = "_index/files", "_index/withdrawn"
+FILES, FINGERPRINTS, WITHDRAWN = "_index/files", "_index/fingerprints", "_index/withdrawn"
 WITHDRAWN_ROWS = "file_id binary"
-# Columns of the fingerprints that an index keeps.
-INDEXED = (
-    *("file_id", "repo", "path", "size", "content_hash", "shingles", "key"),
-    *LOCATION,
-    *("bands", "sketch"),
-)
+# Where the fingerprints of a file lie: a Parquet file of its delivery's, and the row in it.
+SPOT = ("fingerprint_file", "fingerprint_row")
+# Columns of the files that an index keeps.
+INDEXED = ("file_id", "repo", "path", "size", "content_hash", "shingles", "rank", *LOCATION, *SPOT)
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Delivery(NamedTuple):
-    """One run's own files: where their fingerprints lie, their documents, and how those were cut into files."""
+    """One run's own files: the folders of what competed, of their fingerprints and of their documents, and how the
+    latter two were cut into files."""
 
+    files: str
     fingerprints: str
     documents: str
-    cut: str
+    fingerprints_cut: str
+    documents_cut: str
+
+    @classmethod
+    def of(cls, files: str, fingerprints: str, documents: str) -> "Delivery":
+        """A delivery as it lies there now."""
+        files, fingerprints, documents = (Storage(path).uri for path in (files, fingerprints, documents))
+        return cls(files, fingerprints, documents, tables.cut(fingerprints), tables.cut(documents))
+
+
+def fingerprinted(spark: SparkSession, path: str) -> DataFrame:
+    """What is known of the files of a delivery but for bands and sketches, with SPOT."""
+    names = [name for name in FINGERPRINTED.names if name not in ("bands", "sketch")]
+    places = (F.col("_metadata.file_name"), F.col("_metadata.row_index"))
+    spots = [place.alias(name) for place, name in zip(places, SPOT, strict=True)]
+    return spark.read.parquet(path).select(*names, *spots)
+
+
+def no_ids(spark: SparkSession) -> DataFrame:
+    """WITHDRAWN_ROWS, none."""
+    return spark.createDataFrame(pa.table({"file_id": pa.array([], pa.binary())}))
+
+
+def numbered(spark: SparkSession, files: DataFrame, deliveries: Sequence[Delivery]) -> DataFrame:
+    """Files (`rank`, `delivery` and SPOT) with their `key`: files of fingerprints are numbered over all deliveries."""
+    names = [(at, name) for at, delivery in enumerate(deliveries) for name in part_names(delivery.fingerprints)]
+    columns = [pa.array([at for at, _ in names], pa.int32()), pa.array([name for _, name in names], pa.string())]
+    columns.append(pa.array(range(len(names)), pa.int64()))
+    numbers = spark.createDataFrame(pa.table(columns, names=["delivery", "fingerprint_file", "number"]))
+    found = files.join(F.broadcast(numbers), ["delivery", "fingerprint_file"])
+    return found.withColumn("key", key_of(F.col("rank"), F.col("number"), F.col("fingerprint_row"))).drop("number")
+
+
+def sources_of(deliveries: Sequence[Delivery]) -> list[Source]:
+    """The files of fingerprints, in the order of their numbers."""
+    return [
+        Source(delivery.fingerprints, name) for delivery in deliveries for name in part_names(delivery.fingerprints)
+    ]
 
 
 def ids_of(words: Sequence[str], index: str | None) -> list[str]:
@@ -71,10 +111,13 @@ def deliveries_of(index: str, settings: Settings) -> list[Delivery]:
             raise ValueError(f"{index} was made with {name} {there}, this run has {here}: they do not belong together")
     found = [Delivery(**delivery) for delivery in record["deliveries"]]
     for delivery in found:
-        if not Storage(delivery.fingerprints).exists():
-            raise ValueError(f"{index} needs the fingerprints in {delivery.fingerprints}, which are gone")
+        for path in (delivery.files, delivery.fingerprints):
+            if not Storage(path).exists():
+                raise ValueError(f"{index} needs the fingerprints in {path}, which are gone")
+        if tables.cut(delivery.fingerprints) != delivery.fingerprints_cut:
+            raise ValueError(f"{index} needs the fingerprints in {delivery.fingerprints}, which have changed since")
         if settings.verify == "exact" and not (
-            Storage(delivery.documents).exists() and tables.cut(delivery.documents) == delivery.cut
+            Storage(delivery.documents).exists() and tables.cut(delivery.documents) == delivery.documents_cut
         ):
             raise ValueError(
                 f"{delivery.documents} is gone or has changed since {index} was made; pairs with its files cannot be "
@@ -94,25 +137,15 @@ class Collection:
     def files(self) -> DataFrame:
         """INDEXED columns and `delivery` of all files of earlier deliveries."""
         parts = [
-            self._spark.read.parquet(delivery.fingerprints).select(*INDEXED).withColumn("delivery", F.lit(number))
+            self._spark.read.parquet(delivery.files).select(*INDEXED).withColumn("delivery", F.lit(number))
             for number, delivery in enumerate(self.deliveries)
         ]
         return reduce(DataFrame.unionAll, parts)
 
-    def fingerprints(self, files: DataFrame) -> DataFrame:
-        """`file_id`, where it lies, `bands` and `sketch` of files of earlier deliveries.
-
-        An index has them once for all exact copies, so they are found by content.
-        """
-        known = self.files.where(F.col("bands").isNotNull()).select("content_hash", "bands", "sketch")
-        names = ["file_id", *LOCATION, "content_hash"]
-        known = known.dropDuplicates(["content_hash"])
-        return files.select(*names).join(known, "content_hash", "left").drop("content_hash")
-
     @cached_property
     def newly_withdrawn(self) -> DataFrame:
         """Rows (file_id) of this run's withdrawals, known or not."""
-        rows = self._spark.createDataFrame([(one,) for one in self._forget], "hex string")
+        rows = self._spark.createDataFrame(pa.table({"hex": pa.array(self._forget, pa.string())}))
         return rows.select(F.unhex("hex").alias("file_id"))
 
     @cached_property
@@ -136,14 +169,18 @@ class Collection:
         """Rows of SLIM of the files that were kept and are not withdrawn; they come before all fresh ones."""
         kept = self.files.join(self._removals.select("file_id"), "file_id", "left_anti")
         kept = kept.join(self.withdrawn, "file_id", "left_anti")
-        return kept.withColumn("key", settled_key(F.col("key"))).withColumn("settled", F.lit(True)).select(*SLIM)
+        ranks = settled_rank(F.col("rank"))
+        return self._competing(kept.withColumn("rank", ranks).withColumn("settled", F.lit(True)))
 
     def released(self) -> DataFrame:
         """Rows of SLIM of the files that had gone for files withdrawn now: they compete again."""
         gone = self.newly_withdrawn.withColumnRenamed("file_id", "kept_file_id")
         ids = self._removals.join(gone, "kept_file_id", "left_semi").select("file_id")
         free = self.files.join(ids, "file_id", "left_semi").join(self.withdrawn, "file_id", "left_anti")
-        return free.withColumn("settled", F.lit(False)).select(*SLIM)
+        return self._competing(free.withColumn("settled", F.lit(False)))
+
+    def _competing(self, files: DataFrame) -> DataFrame:
+        return numbered(self._spark, files, self.deliveries).select(*SLIM)
 
     def unknown(self, fresh: DataFrame) -> DataFrame:
         """The fresh files that are not in the collection, nor withdrawn from it: a file that comes again is one."""

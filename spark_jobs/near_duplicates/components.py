@@ -10,12 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
-from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from spark_jobs.near_duplicates.edges import EDGE_ROWS, OPEN, blobs_of, edge_rows, in_one_task, rows_of
+from spark_jobs.near_duplicates.edges import EDGE_ROWS, OPEN, blobs_of, by_place, edge_rows, in_one_task, rows_of
 from spark_jobs.near_duplicates.exchange import Records
 from spark_jobs.near_duplicates.leaders import WALKED_EDGES, Graph, Staged, Verify
 from spark_jobs.near_duplicates.records import EDGE
@@ -28,13 +26,14 @@ def components_of(edges: DataFrame, verify: Verify, staged: Staged, walked: int 
     Args:
         edges: blobs of EDGEs, each pair once, staged; keys sort from best to worst. Those whose proof is OPEN need
             one.
-        verify: from blobs of open edges to blobs of those of them that are similar, with their proof, staged.
+        verify: from blobs of open edges, in UNITS buckets, to blobs of those of them that are similar, with their
+            proof, staged.
         staged: writes rows under a name and reads them back.
         walked: edges that one task may join.
     """
     proven = F.col("proof") != OPEN
     rows = rows_of(edges)
-    known = staged(rows.where(proven).unionAll(rows_of(verify(blobs_of(rows.where(~proven))))), "known")
+    known = staged(rows.where(proven).unionAll(rows_of(verify(by_place(blobs_of(rows.where(~proven)))))), "known")
     if known.count() <= walked:
         stars = in_one_task(blobs_of(known), _joined, EDGE_ROWS).select("better", "worse")
     else:
@@ -73,26 +72,8 @@ def _small_star(edges: DataFrame) -> DataFrame:
 
 def _joined(edges: Records) -> Iterator[pa.RecordBatch]:
     graph = Graph(edges)
-    best = _best(graph.better, graph.worse, graph.files)
+    best = graph.components()
     there = np.flatnonzero(best != np.arange(graph.files))
     stars = np.zeros(len(there), EDGE)
     stars["better"], stars["worse"] = graph.keys(best[there]), graph.keys(there)
     yield edge_rows(stars)
-
-
-@njit(nogil=True, cache=True)
-def _best(better: NDArray[np.int64], worse: NDArray[np.int64], files: int) -> NDArray[np.int64]:
-    """The best file of each file's component: union by rank of the keep order, paths halved."""
-    parents = np.arange(files)
-    for edge in range(len(better)):
-        one, other = better[edge], worse[edge]
-        while parents[one] != one:
-            parents[one] = parents[parents[one]]
-            one = parents[one]
-        while parents[other] != other:
-            parents[other] = parents[parents[other]]
-            other = parents[other]
-        parents[max(one, other)] = min(one, other)
-    for file in range(files):  # a parent is better, and has its root by now
-        parents[file] = parents[parents[file]]
-    return parents

@@ -1,7 +1,6 @@
 """One run of de-duplication, step by step, and what it tells."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -9,11 +8,22 @@ from pyspark.sql import functions as F
 
 from spark_jobs import tables
 from spark_jobs.near_duplicates import duplicates as steps
-from spark_jobs.near_duplicates.collection import FILES, WITHDRAWN, WITHDRAWN_ROWS, Collection, Delivery
+from spark_jobs.near_duplicates.collection import (
+    FILES,
+    FINGERPRINTS,
+    WITHDRAWN,
+    Collection,
+    Delivery,
+    fingerprinted,
+    no_ids,
+    numbered,
+    sources_of,
+)
 from spark_jobs.near_duplicates.hot_bands import hot_bands
+from spark_jobs.near_duplicates.keep_order import losses_of_repositories, ranked
 from spark_jobs.near_duplicates.settings import Settings
 from spark_jobs.near_duplicates.survivors import write_survivors
-from spark_jobs.rules.measurement import FINGERPRINTED, fingerprints_of
+from spark_jobs.rules.measurement import write_fingerprints
 from spark_jobs.session import shuffled_bytes, step
 from spark_jobs.storage import Storage
 
@@ -45,76 +55,68 @@ class Deduplication:
         self._inputs, self._signals = inputs, signals
         self._deliveries = list(deliveries)
         self._earlier = Collection(spark, inputs["index"], deliveries, withdrawn) if "index" in inputs else None
-        if "documents" in inputs:
-            index = f"{Storage(stage.output).uri}/{FILES}"
-            self._deliveries.append(Delivery(index, Storage(inputs["documents"]).uri, tables.cut(inputs["documents"])))
 
     def compare(self) -> None:
         """Find who goes for whom."""
         spark, stage = self._spark, self._stage
-        slim = self._slim()
+        if "documents" in self._inputs:
+            index = f"{Storage(stage.output).uri}/{FILES}"
+            self._deliveries.append(Delivery.of(index, self._fingerprints(), self._inputs["documents"]))
         with step(spark, "dedup: exact copies"):
-            files = self._with_fingerprints(steps.with_best_copy(slim))
-        is_copy = F.col("key") != F.col("kept")
-        self._compared = files.where(~is_copy)
+            files = self._slim()
+            self._compared = stage.staged(steps.best_copies(files), "best")
         documents = [delivery.documents for delivery in self._deliveries]
-        near = steps.similar_files(self._compared, documents, self._settings, stage)
+        near = steps.similar_files(self._compared, documents, sources_of(self._deliveries), self._settings, stage)
         with step(spark, "dedup: naming the removed and the kept"):
-            found = steps.named(steps.resolved(files.where(is_copy).select("key", "kept"), near), slim)
+            copies = steps.exact_copies(files, self._compared)
+            found = steps.named(steps.resolved(copies, near), files)
             if self._earlier:
                 found = found.unionAll(self._earlier.standing_removals().select(*found.columns))
             kinds = {kind: F.count_if(F.col("kind") == kind) for kind in ("exact", "near")}
             self._duplicates, self._counts = stage.append(found, kinds)
-        self._slim_files = slim
+        self._files = files
+
+    def _fingerprints(self) -> str:
+        """Where the fingerprints of the documents lie: in their signals, or measured now."""
+        if self._signals:
+            return self._signals
+        folder = f"{Storage(self._stage.output).uri}/{FINGERPRINTS}"
+        with step(self._spark, "dedup: measuring the documents"):
+            write_fingerprints(self._spark, self._inputs["documents"], self._settings.fingerprint, folder)
+        return folder
 
     def _slim(self) -> DataFrame:
-        """All files that compete, without their fingerprints."""
-        parts = [self._fresh()] if "documents" in self._inputs else []
-        if self._earlier:
-            parts += [self._earlier.settled(), self._earlier.released()]
-        return self._stage.staged(_union(parts), "slim")
+        """All files that compete, without their fingerprints; those of this delivery become its index."""
+        parts = []
+        if "documents" in self._inputs:
+            parts.append(self._stage.beside(self._fresh(), FILES).select(*steps.SLIM))
+        if self._earlier is None:
+            self._stage.beside(no_ids(self._spark), WITHDRAWN)
+            return parts[0]
+        self._stage.beside(self._earlier.withdrawn, WITHDRAWN)
+        return self._stage.staged(_union([*parts, self._earlier.settled(), self._earlier.released()]), "slim")
 
     def _fresh(self) -> DataFrame:
+        """The files of this delivery that compete, ranked, with all that an index keeps of them."""
         judged = {
             kind: tables.read(self._spark, self._inputs[kind], kind)
             for kind in ("verdicts", "contaminated")
             if kind in self._inputs
         }
-        competing = steps.competitors(self._measured, **judged)
+        competing = steps.competitors(fingerprinted(self._spark, self._deliveries[-1].fingerprints), **judged)
         if self._earlier:
             competing = self._earlier.unknown(competing)
-        competing = self._stage.staged(competing, "competing")
-        return steps.slim_files(competing, delivery=len(self._deliveries) - 1)
-
-    @cached_property
-    def _measured(self) -> DataFrame:
-        if self._signals:
-            return tables.read(self._spark, self._signals, "signals").select(*FINGERPRINTED.names)
-        with step(self._spark, "dedup: measuring the documents"):
-            fingerprints = fingerprints_of(self._spark, self._inputs["documents"], self._settings.fingerprint)
-            return self._stage.staged(fingerprints, "measured")
-
-    def _with_fingerprints(self, slim: DataFrame) -> DataFrame:
-        """The competing files with bands and sketches; those of this delivery become its index."""
-        stage, parts = self._stage, []
-        if "documents" in self._inputs:
-            own = slim.where(F.col("delivery") == len(self._deliveries) - 1)
-            parts.append(stage.beside(steps.with_fingerprints(own, self._measured), FILES))
-        if self._earlier:
-            earlier = slim.where(F.col("delivery") < len(self._earlier.deliveries))
-            files = steps.with_fingerprints(earlier, self._earlier.fingerprints(earlier))
-            parts.append(stage.staged(files, "earlier"))
-            stage.beside(self._earlier.withdrawn, WITHDRAWN)
-        else:
-            stage.beside(self._spark.createDataFrame([], WITHDRAWN_ROWS), WITHDRAWN)
-        return _union(parts)
+        own = {"delivery": F.lit(len(self._deliveries) - 1), "settled": F.lit(False)}
+        competing = competing.withColumns(own)
+        shared = steps.shared_contents(competing)
+        copies = self._stage.staged(competing.join(shared, "content_hash", "left_semi"), "copies")
+        fresh = steps.without_repeats(competing, copies)
+        return numbered(self._spark, ranked(fresh, losses_of_repositories(competing, copies)), self._deliveries)
 
     def write_survivors(self, stage: tables.Stage) -> None:
         """Write the rows of the documents that are kept now and were not before."""
         with step(self._spark, "dedup: writing the survivors"):
-            kept = self._slim_files.where("NOT settled").join(
-                self._duplicates.select("file_id"), "file_id", "left_anti"
-            )
+            kept = self._files.where("NOT settled").join(self._duplicates.select("file_id"), "file_id", "left_anti")
             documents = [delivery.documents for delivery in self._deliveries]
             rows = write_survivors(kept, documents, stage.output)
             stage.finish(rows=rows)
@@ -122,7 +124,7 @@ class Deduplication:
 
     def finish(self) -> None:
         """Write the clusters, tell what was found, and finish the table of duplicates."""
-        stage, entered = self._stage, self._slim_files.where("NOT settled").count()
+        stage, entered = self._stage, self._files.where("NOT settled").count()
         with step(self._spark, "dedup: clusters"):
             stage.beside(steps.clusters_of(self._duplicates, self._sizes()), "_clusters")
         self._tell_hot_bands()
@@ -131,7 +133,7 @@ class Deduplication:
 
     def _sizes(self) -> DataFrame:
         """Rows (file_id, size) of all files that may have been removed."""
-        own = self._slim_files.select("file_id", "size")
+        own = self._files.select("file_id", "size")
         return own if self._earlier is None else own.unionAll(self._earlier.files.select(*own.columns)).distinct()
 
     def _tell_hot_bands(self) -> None:

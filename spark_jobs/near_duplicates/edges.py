@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from spark_jobs.near_duplicates.exchange import BLOBS, Records, scattered
+from spark_jobs.near_duplicates.exchange import BLOBS, FLUSH_BYTES, Records, flushed, scattered
 from spark_jobs.near_duplicates.fingerprints import binary, matrix
 from spark_jobs.near_duplicates.records import DTYPES, EDGE, KIND_EDGE
 
@@ -19,10 +20,27 @@ PROOFS = ("open", "sketch", "estimate", "shingles")
 # `better` and `worse` are keys of the keep order; `band` is where the pair met first; `places` of their content.
 EDGE_ROWS = "better binary, worse binary, similarity double, band int, proof int, places binary"
 
+# Buckets of edges that are to be verified, whatever the number of tasks: each takes some that lie side by side.
+UNITS = 1 << 10
 
-def edge_blobs(edges: Records) -> pa.RecordBatch:
-    """Edges as one blob, for bucket 0."""
-    return scattered(edges, KIND_EDGE, np.zeros(len(edges), np.int64))
+
+def edge_blobs(edges: Records, units: NDArray[np.integer] | None = None) -> Iterator[pa.RecordBatch]:
+    """Edges (n) as blobs, in the buckets `units` (n) or in bucket 0."""
+    buckets = np.zeros(len(edges), np.int64) if units is None else units
+    most = max(1, FLUSH_BYTES // EDGE.itemsize)
+    for first in range(0, len(edges), most):
+        yield scattered(edges[first : first + most], KIND_EDGE, buckets[first : first + most])
+
+
+def by_place(edges: DataFrame) -> DataFrame:
+    """Blobs of edges in UNITS buckets, by the row groups where the content of their worse files lies."""
+
+    def scatter(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for records in flushed(edges_in(batches)):
+            place = records["places"][:, 1]
+            yield from edge_blobs(records, (place["part"].astype(np.int64) * 31 + place["row_group"]) % UNITS)
+
+    return edges.mapInArrow(scatter, BLOBS)
 
 
 def edges_in(batches: Iterable[pa.RecordBatch]) -> Iterator[Records]:
@@ -73,6 +91,6 @@ def blobs_of(rows: DataFrame) -> DataFrame:
             for name in ("similarity", "band", "proof"):
                 edges[name] = np.asarray(batch.column(name))
             edges["places"] = matrix(batch.column("places"), DTYPES[KIND_EDGE]["places"].base)
-            yield edge_blobs(edges)
+            yield from edge_blobs(edges)
 
     return rows.mapInArrow(pack, BLOBS)

@@ -19,7 +19,7 @@ Records = NDArray[np.void]
 # What a bucket gets: its blobs in the order of their kinds.
 Blobs = Iterator[tuple[int, Records]]
 
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [("bucket", pa.int32()), ("kind", pa.int32()), ("count", pa.int32()), ("records", pa.large_binary())]
 )
 
@@ -35,7 +35,7 @@ def scattered(records: Records, kind: int, buckets: NDArray[np.integer]) -> pa.R
     offsets = np.append(0, ends * records.itemsize) if len(order) else np.zeros(1, np.int64)
     blobs = pa.Array.from_buffers(pa.large_binary(), len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
     columns = [sorted_buckets[starts], np.full(len(starts), kind), ends - starts]
-    return pa.record_batch([*(pa.array(column, pa.int32()) for column in columns), blobs], schema=_SCHEMA)
+    return pa.record_batch([*(pa.array(column, pa.int32()) for column in columns), blobs], schema=SCHEMA)
 
 
 def flushed(parts: Iterable[Records]) -> Iterator[Records]:

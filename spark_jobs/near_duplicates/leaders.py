@@ -22,7 +22,9 @@ from pyspark.sql import functions as F
 from spark_jobs.near_duplicates.edges import (
     EDGE_ROWS,
     OPEN,
+    UNITS,
     blobs_of,
+    by_place,
     count_of,
     edge_blobs,
     edge_rows,
@@ -30,7 +32,7 @@ from spark_jobs.near_duplicates.edges import (
     rows_of,
 )
 from spark_jobs.near_duplicates.exchange import BLOBS, Records
-from spark_jobs.near_duplicates.records import first_of_each, numbers, search
+from spark_jobs.near_duplicates.records import numbered, numbers
 
 # Edges that one worker walks, with some 300 bytes for each.
 WALKED_EDGES = 2_000_000
@@ -47,7 +49,8 @@ def removals_of(edges: DataFrame, verify: Verify, staged: Staged, walked: int = 
     Args:
         edges: blobs of EDGEs, each pair once, staged; keys sort from best to worst. Those whose proof is OPEN need
             one.
-        verify: from blobs of open edges to blobs of those of them that are similar, with their proof, staged.
+        verify: from blobs of open edges, in UNITS buckets, to blobs of those of them that are similar, with their
+            proof, staged.
         staged: writes rows under a name and reads them back, so that no round recomputes an earlier one.
         walked: edges that one task may walk.
 
@@ -60,7 +63,7 @@ def removals_of(edges: DataFrame, verify: Verify, staged: Staged, walked: int = 
     if rest.count() <= walked:
         blocking = in_one_task(blobs_of(rest), _blocking, BLOBS)
     else:
-        blocking = blobs_of(rest.where(F.col("proof") == OPEN))
+        blocking = by_place(blobs_of(rest.where(F.col("proof") == OPEN)))
     known = rows_of(edges).where(F.col("proof") != OPEN).unionAll(rows_of(verify(staged(blocking, "blocking"))))
     rest, removed = _in_rounds(known, staged, "last", walked)
     removed.append(in_one_task(blobs_of(rest), _walked, EDGE_ROWS).select("worse"))
@@ -112,15 +115,15 @@ class Graph:
     files: int
 
     def __init__(self, edges: Records) -> None:
-        sides = [numbers(edges[side]) for side in ("better", "worse")]
-        every = np.concatenate(sides)
-        distinct = first_of_each(every)
-        distinct = distinct[np.lexsort(every[distinct].T[::-1])]
-        files = every[distinct]
-        better, worse = (search(files, side) for side in sides)
-        order = np.argsort(worse * max(len(files), 1) + better, kind="stable")
-        self.edges, self.better, self.worse, self.files = edges[order], better[order], worse[order], len(files)
-        self._keys = np.concatenate([edges["better"], edges["worse"]])[distinct]
+        keys = np.concatenate([edges["better"], edges["worse"]])
+        every = numbers(keys)
+        distinct, of = numbered(every)
+        best_first = np.lexsort(every[distinct].T[::-1])
+        better, worse = np.split(np.argsort(best_first)[of], 2)
+        self.files = len(distinct)
+        order = np.argsort(worse * max(self.files, 1) + better)
+        self.edges, self.better, self.worse = edges[order], better[order], worse[order]
+        self._keys = keys[distinct[best_first]]
 
     def keys(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The keys (n, KEY_BYTES) of files by their numbers."""
@@ -133,6 +136,28 @@ class Graph:
         proven = self.edges["proof"] != OPEN
         _walk(bounds, self.better, self.edges["similarity"].copy(), proven, states, proofs)
         return states, proofs
+
+    def components(self) -> NDArray[np.int64]:
+        """The best file of each file's connected component, which may be itself."""
+        return _best(self.better, self.worse, self.files)
+
+
+@njit(nogil=True, cache=True)
+def _best(better: NDArray[np.int64], worse: NDArray[np.int64], files: int) -> NDArray[np.int64]:
+    """The best file of each file's component: union by rank of the keep order, paths halved."""
+    parents = np.arange(files)
+    for edge in range(len(better)):
+        one, other = better[edge], worse[edge]
+        while parents[one] != one:
+            parents[one] = parents[parents[one]]
+            one = parents[one]
+        while parents[other] != other:
+            parents[other] = parents[parents[other]]
+            other = parents[other]
+        parents[max(one, other)] = min(one, other)
+    for file in range(files):  # a parent is better, and has its root by now
+        parents[file] = parents[parents[file]]
+    return parents
 
 
 @njit(nogil=True, cache=True)
@@ -169,4 +194,7 @@ def _blocking(edges: Records) -> Iterator[pa.RecordBatch]:
     graph = Graph(edges)
     states, _ = graph.walk()
     undecided = (states[graph.worse] == _UNDECIDED) & (states[graph.better] != _REMOVED)
-    yield edge_blobs(graph.edges[undecided & (graph.edges["proof"] == OPEN)])
+    blocking = Graph(graph.edges[undecided & (graph.edges["proof"] == OPEN)])
+    # Side by side what shares files, so that these are read by one task.
+    found = blocking.edges[np.argsort(blocking.components()[blocking.worse], kind="stable")]
+    yield from edge_blobs(found, np.arange(len(found)) * UNITS // max(len(found), 1))

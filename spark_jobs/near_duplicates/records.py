@@ -4,21 +4,27 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from spark_jobs.near_duplicates.keep_order import ID_BYTES, KEY_BYTES
+from spark_jobs.near_duplicates.keep_order import KEY_BYTES
 from spark_jobs.near_duplicates.settings import BINS
 
 Records = NDArray[np.void]
 Hashes = NDArray[np.uint64]
 
-# A file in one band: `key` is the keep order, which ends with the file's id.
+# Rows of a file of fingerprints that one bucket has, before the next bucket has as many.
+_SPOT_ROWS = 1 << 14
+
+# A file in one band: `key` is the keep order, and ends with the file's spot.
 BAND_MEMBER = np.dtype([("digest", "<u8"), ("key", "u1", KEY_BYTES), ("shingles", "<u4")])
-# Two files that met in a band; the better one is first in the keep order.
-PAIR = np.dtype([("better", "u1", ID_BYTES), ("worse", "u1", ID_BYTES), ("band", "u1")])
+# Two files that met in a band, by their spots; the better one is first in the keep order.
+PAIR = np.dtype([("better", "<u8"), ("worse", "<u8"), ("band", "u1")])
 # A file's sketch is wanted in a bucket.
-REQUEST = np.dtype([("id", "u1", ID_BYTES), ("bucket", "<u4")])
-# Where a file's content lies, and how large it is: the delivery, the number of the file of its table, and so on.
-PLACE = np.dtype([("delivery", "<u2"), ("part", "<u4"), ("row_group", "<u4"), ("row", "<u4"), ("size", "<u4")])
-SKETCHED = np.dtype([("key", "u1", KEY_BYTES), ("shingles", "<u4"), ("place", PLACE), ("sketch", "u1", BINS)])
+REQUEST = np.dtype([("spot", "<u8"), ("bucket", "<u4")])
+# Where a file's content lies, and how many shingles it has: the delivery, the number of the file of its table, and
+# so on.
+PLACE = np.dtype([("delivery", "<u2"), ("part", "<u4"), ("row_group", "<u4"), ("row", "<u4"), ("shingles", "<u4")])
+# A file without its bands and sketch, and with its sketch.
+SLIM = np.dtype([("key", "u1", KEY_BYTES), ("shingles", "<u4"), ("place", PLACE)])
+SKETCHED = np.dtype([*((name, SLIM[name]) for name in SLIM.names or ()), ("sketch", "u1", BINS)])
 # Two files that are similar, or may be; the places of the better and of the worse one.
 EDGE = np.dtype(
     [
@@ -34,10 +40,11 @@ EDGE = np.dtype(
 HOT_BAND = np.dtype([("members", "<i8"), ("band", "u1"), ("key", "u1", KEY_BYTES)])
 
 # The kinds of blobs, in the order in which a bucket gets them.
-KIND_SKETCHED, KIND_REQUEST, KIND_PAIR, KIND_REPLY, KIND_BAND, KIND_HOT, KIND_EDGE = range(7)
+KIND_SLIM, KIND_REQUEST, KIND_OWN, KIND_PAIR, KIND_REPLY, KIND_BAND, KIND_HOT, KIND_EDGE = range(8)
 DTYPES = {
-    KIND_SKETCHED: SKETCHED,
+    KIND_SLIM: SLIM,
     KIND_REQUEST: REQUEST,
+    KIND_OWN: SKETCHED,
     KIND_PAIR: PAIR,
     KIND_REPLY: SKETCHED,
     KIND_BAND: BAND_MEMBER,
@@ -62,13 +69,26 @@ def place_numbers(places: Records) -> Hashes:
     return np.column_stack([high, low])
 
 
-def bucket_of(ids: NDArray[np.uint8], buckets: int) -> NDArray[np.int64]:
-    """The bucket of each file id (n, ID_BYTES): ids are hashes, so a part of one is as good as any."""
-    return (np.ascontiguousarray(ids[:, -8:]).view("<u8")[:, 0] % np.uint64(buckets)).astype(np.int64)
+def spots_of(keys: NDArray[np.uint8]) -> Hashes:
+    """Where the fingerprints of files lie, by their keys (n, KEY_BYTES): the number of a file of fingerprints in the
+    high 32 bits, the row in it in the low ones."""
+    return np.ascontiguousarray(keys[:, -8:]).view(">u8")[:, 0].astype(np.uint64)
+
+
+def bucket_of(spots: Hashes, buckets: int) -> NDArray[np.int64]:
+    """The bucket of each spot (n). Neighbours share one, so that a bucket reads few row groups; all are as large."""
+    file, row = spots >> np.uint64(32), spots & np.uint64(0xFFFFFFFF)
+    return ((file + row // np.uint64(_SPOT_ROWS)) % np.uint64(buckets)).astype(np.int64)
 
 
 def first_of_each(columns: Hashes) -> NDArray[np.int64]:
-    """The places of the first of all equal rows of numbers (n, width), told apart by 64-bit hashes of them."""
+    """The places of the first of all equal rows of numbers (n, width), in their order."""
+    return numbered(columns)[0]
+
+
+def numbered(columns: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The places of the first of all equal rows of numbers (n, width), told apart by 64-bit hashes of them, and for
+    each row (n) which of these it equals."""
     factors = np.array([0x9FB21C651E98DF25, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], np.uint64)
     mixed = np.zeros(len(columns), np.uint64)
     for number, column in enumerate(columns.T):
@@ -77,21 +97,27 @@ def first_of_each(columns: Hashes) -> NDArray[np.int64]:
     size = 16
     while size < 2 * len(mixed):
         size *= 2
-    return _first_of_each(mixed, np.full(size, -1, np.int64))
+    return _numbered(mixed, np.full(size, -1, np.int64))
 
 
 @njit(nogil=True, cache=True)
-def _first_of_each(hashes: Hashes, table: NDArray[np.int64]) -> NDArray[np.int64]:
-    found, count, last = np.empty(len(hashes), np.int64), 0, np.uint64(len(table) - 1)
-    for number in range(len(hashes)):
-        slot = hashes[number] & last
-        while table[slot] >= 0 and hashes[table[slot]] != hashes[number]:
+def _numbered(hashes: Hashes, table: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    found, of, count, last = (
+        np.empty(len(hashes), np.int64),
+        np.empty(len(hashes), np.int64),
+        0,
+        np.uint64(len(table) - 1),
+    )
+    for row in range(len(hashes)):
+        slot = hashes[row] & last
+        while table[slot] >= 0 and hashes[found[table[slot]]] != hashes[row]:
             slot = (slot + np.uint64(1)) & last
         if table[slot] < 0:
-            table[slot] = number
-            found[count] = number
+            table[slot] = count
+            found[count] = row
             count += 1
-    return found[:count]
+        of[row] = table[slot]
+    return found[:count], of
 
 
 @njit(nogil=True, cache=True)

@@ -1,6 +1,6 @@
 """Everything that is measured of a document, from one reading of its content."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +11,13 @@ from pyspark.sql import types as T
 from spark_jobs.content import Piece, arrow_schema, pieces, row_groups, text_buffers
 from spark_jobs.near_duplicates.fingerprints import binary, fingerprints
 from spark_jobs.near_duplicates.settings import Fingerprint
+from spark_jobs.parts import write_parts
 from spark_jobs.rules.text_numbers import text_numbers
 from spark_jobs.sources.columns import DOCUMENT_COLUMNS, document_columns
 from spark_jobs.tables import SIGNALS
 
+# Of fingerprints that a worker gathers for a row group.
+_ROW_GROUP_BYTES = 16 << 20
 # The columns of signals that de-duplication reads.
 FINGERPRINTED = T.StructType(
     [
@@ -29,23 +32,29 @@ FINGERPRINTED = T.StructType(
 
 def signals_of(spark: SparkSession, documents: str, taken: Fingerprint) -> DataFrame:
     """One row of SIGNALS a row of the documents at the path `documents`; the workers read the content."""
-    return _measured(spark, documents, taken, SIGNALS)
+    return row_groups(spark, documents).mapInArrow(_measuring(documents, taken, arrow_schema(SIGNALS)), SIGNALS)
 
 
-def fingerprints_of(spark: SparkSession, documents: str, taken: Fingerprint) -> DataFrame:
-    """The same without the numbers of the rules: rows of FINGERPRINTED."""
-    return _measured(spark, documents, taken, FINGERPRINTED)
+def write_fingerprints(spark: SparkSession, documents: str, taken: Fingerprint, folder: str) -> None:
+    """The same without the numbers of the rules, rows of FINGERPRINTED, written as Parquet by the workers too."""
+    schema = arrow_schema(FINGERPRINTED)
+    work, measure = row_groups(spark, documents), _measuring(documents, taken, schema)
+    # Hashes neither repeat nor shrink.
+    options = {"compression": "none", "use_dictionary": ["part", "repo"], "write_statistics": False}
+    write_parts(work, measure, schema, folder, "part", _ROW_GROUP_BYTES, **options)
 
 
-def _measured(spark: SparkSession, documents: str, taken: Fingerprint, wanted: T.StructType) -> DataFrame:
-    schema = arrow_schema(wanted)
+def _measuring(
+    documents: str, taken: Fingerprint, schema: pa.Schema
+) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """What measures the row groups that it is given, in a worker; it makes batches of `schema`."""
 
     def measure(work: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for piece in pieces(documents, work, DOCUMENT_COLUMNS):
             columns = _columns(piece, taken, with_numbers="characters" in schema.names)
             yield pa.record_batch([columns[field.name].cast(field.type) for field in schema], schema=schema)
 
-    return row_groups(spark, documents).mapInArrow(measure, wanted)
+    return measure
 
 
 def _columns(piece: Piece, taken: Fingerprint, with_numbers: bool) -> dict[str, pa.Array]:

@@ -1,8 +1,8 @@
-"""A million small documents with what breaks tools at scale: a fifth of them share one boilerplate text.
+"""A million small documents with what breaks tools at scale: a fifth of them share a text, and all meet in one band.
 
-The shared text is 30 to 50 percent of the similarity of any two of them, too little for a duplicate and enough to meet
-in the bands of any LSH: a licence header, or the frame of a generated stub. Some documents are copies, exact or with a
-word changed. All is drawn with one seed, and in numpy, so that it takes a minute.
+The shared text is a fifth to a third of the similarity of any two of them, too little for a duplicate, as a licence
+header is. Its runs of words are chosen so that they have the least values of a band's permutations: more than 200,000
+documents have that band in common. Some documents are copies, exact or with a word changed. All is drawn with one seed.
 """
 
 from pathlib import Path
@@ -11,10 +11,13 @@ import numpy as np
 import pyarrow as pa
 from corpus import BENCH, PARTS, write_parquet
 
+from spark_jobs.near_duplicates.fingerprints import minhashes
+from spark_jobs.near_duplicates.settings import ROWS, SHINGLE_WORDS
+
 DOCUMENTS, SEED = 1_000_000, 20_240_501
 VOCABULARY, LETTERS = 50_000, 7
-BOILERPLATE_WORDS = 44  # with 20 to 46 words of one's own: 40 shared shingles of 60 to 86
-HOT_SHARE, EXACT_SHARE, NEAR_SHARE = 0.2, 0.02, 0.03
+RUNS = 300_000  # of which those with the least values are chosen
+HOT_SHARE, EXACT_SHARE, NEAR_SHARE = 0.203, 0.02, 0.03
 
 
 def synthetic_corpus(documents: int = DOCUMENTS) -> Path:
@@ -22,25 +25,38 @@ def synthetic_corpus(documents: int = DOCUMENTS) -> Path:
     folder = BENCH / "corpus" / f"synthetic-{documents}"
     if not folder.exists():
         random = np.random.default_rng(SEED)
-        words, starts = _documents(random, documents)
         letters = random.integers(ord("a"), ord("z") + 1, (VOCABULARY, LETTERS), dtype=np.uint8)
         spelled = np.hstack([letters, np.full((VOCABULARY, 1), ord(" "), np.uint8)])
+        words, starts = _documents(random, documents, _boilerplate(random, spelled))
         write_parquet(folder, lambda part: _table(spelled, words, starts, part))
     return folder
 
 
-def _documents(random: np.random.Generator, documents: int) -> tuple[np.ndarray, np.ndarray]:
+def _boilerplate(random: np.random.Generator, spelled: np.ndarray) -> np.ndarray:
+    """The numbers of the words of ROWS runs, each of which has the least value of a permutation of the first band."""
+    runs = random.integers(0, VOCABULARY, (RUNS, SHINGLE_WORDS), dtype=np.int32)
+    run_bytes = SHINGLE_WORDS * spelled.shape[1]
+    values = np.concatenate(
+        [
+            minhashes(spelled[some].reshape(-1), np.arange(len(some) + 1) * run_bytes)[:, :ROWS]
+            for some in np.array_split(runs, 20)
+        ]
+    )
+    return runs[np.argmin(values, axis=0)].ravel()
+
+
+def _documents(random: np.random.Generator, documents: int, boilerplate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Word numbers of all documents end to end, and the n + 1 bounds of the documents."""
     kind = random.random(documents)
     hot = kind < HOT_SHARE
     copies = np.flatnonzero(kind > 1 - EXACT_SHARE - NEAR_SHARE)
     sources = random.choice(np.flatnonzero(kind <= 1 - EXACT_SHARE - NEAR_SHARE), len(copies))
     own = random.integers(20, 47, documents)
-    lengths = np.where(hot, BOILERPLATE_WORDS + own, random.integers(60, 121, documents))
+    lengths = np.where(hot, len(boilerplate) + own, random.integers(60, 121, documents))
     lengths[copies] = lengths[sources]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     words = random.integers(0, VOCABULARY, starts[-1], dtype=np.int32)
-    words[starts[:-1][hot][:, None] + np.arange(BOILERPLATE_WORDS)] = words[:BOILERPLATE_WORDS]
+    words[starts[:-1][hot][:, None] + np.arange(len(boilerplate))] = boilerplate
     words[_places(starts, copies)] = words[_places(starts, sources)]
     near = copies[kind[copies] < 1 - EXACT_SHARE]
     words[starts[near] + random.integers(0, lengths[near])] = random.integers(0, VOCABULARY, len(near))

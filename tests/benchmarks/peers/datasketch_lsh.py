@@ -3,7 +3,7 @@
 import sys
 
 from datasketch import MinHash, MinHashLSH
-from documents import contents, first_of_clusters, shingles, write_kept
+from documents import contents, first_of_clusters, shingles, write_survivors
 
 
 def main(folder: str, kept: str) -> None:
@@ -14,7 +14,7 @@ def main(folder: str, kept: str) -> None:
         sketch.update_batch([shingle.encode() for shingle in shingles(text)])
         lsh.insert(row, sketch, check_duplication=False)
         sketches.append(sketch)
-    write_kept(kept, first_of_clusters(map(lsh.query, sketches)))
+    write_survivors(folder, kept, first_of_clusters(map(lsh.query, sketches)))
 
 
 if __name__ == "__main__":

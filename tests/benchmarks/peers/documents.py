@@ -1,9 +1,11 @@
 """What the drivers of the peers share: reading a corpus, five-word shingles, clusters, and writing what is kept."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 WORDS = re.compile(r"\w+").findall
@@ -49,3 +51,19 @@ def first_of_clusters(candidates: Iterable[list[int]]) -> list[int]:
 def write_kept(path: str, rows: Iterable[int]) -> None:
     """One row number a line."""
     Path(path).write_text("".join(f"{row}\n" for row in rows))
+
+
+def write_survivors(folder: str, kept: str, rows: Iterable[int]) -> None:
+    """The kept rows of a corpus with all their columns, as Parquet, and their numbers: what every tool is timed for.
+
+    For libraries, which leave it to their caller; tools write them in their own way.
+    """
+    wanted = sorted(rows)
+    write_kept(kept, wanted)
+    files, before = sorted(Path(folder).glob("*.parquet")), 0
+    with pq.ParquetWriter("survivors.parquet", pq.read_schema(files[0]), compression="zstd") as writer:
+        for batch in (batch for file in files for batch in pq.ParquetFile(file).iter_batches(1000)):
+            end = before + batch.num_rows
+            here = wanted[bisect_left(wanted, before) : bisect_left(wanted, end)]
+            writer.write_batch(batch.take(pa.array([row - before for row in here], pa.int64())))
+            before = end

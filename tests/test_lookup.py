@@ -1,0 +1,105 @@
+"""What workers read where it lies: the rows that are asked for and no others, against pyarrow."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_fingerprints import slim_records, write_sources
+
+from spark_jobs import content
+from spark_jobs.content import part_names, rows_of
+from spark_jobs.near_duplicates.keep_order import KEY_BYTES
+from spark_jobs.near_duplicates.lookup import by_spot, looked_up, slim_blobs
+from spark_jobs.near_duplicates.records import KIND_SLIM, SLIM, bucket_of, spots_of
+from spark_jobs.near_duplicates.settings import BANDS, BINS
+
+seeds = st.integers(0, 1 << 32)
+shares = st.sampled_from([0, 0.01, 0.3, 0.95, 1])
+batch_bytes = st.sampled_from([1, 3000, 1 << 24])
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A folder of two files, one with row groups of many sizes, none among them, the other in a folder below."""
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "deep").mkdir()
+    table = pa.table({"number": range(200), "text": [f"text {row} " * (row % 9) for row in range(200)]})
+    with pq.ParquetWriter(folder / "a.parquet", table.schema) as writer:
+        for first, end in ((0, 1), (1, 90), (90, 90), (90, 130), (130, 200)):
+            writer.write_table(table.slice(first, end - first))
+    pq.write_table(table.slice(0, 50), folder / "deep" / "b.parquet", row_group_size=7)
+    return folder
+
+
+@settings(deadline=None)
+@given(seeds, shares, batch_bytes)
+def test_rows_of_a_file_are_those_that_are_asked_for(texts, seed, share, at_once):
+    draw = np.random.default_rng(seed)
+    paths = [(texts, part) for part in part_names(str(texts))] + [(texts / "a.parquet", "")]
+    assert [part for _, part in paths] == ["a.parquet", "deep/b.parquet", ""]
+    for path, part in paths:
+        whole = pq.read_table(path / part if part else path)
+        rows = np.flatnonzero(draw.random(len(whole)) < share)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(content, "BATCH_BYTES", at_once)
+            batches = list(rows_of(str(path), part, rows, ["text", "number"]))
+        assert all(batch.num_rows for batch in batches)
+        found = pa.Table.from_batches(batches, pa.schema([whole.schema.field("text"), whole.schema.field("number")]))
+        assert found.to_pylist() == whole.select(["text", "number"]).take(pa.array(rows)).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Four files of fingerprints, one of a single row: their sources, the spots of the rows, and the columns."""
+    draw = np.random.default_rng(3)
+    columns = {
+        "bands": draw.integers(0, 1 << 64, (130, BANDS), dtype=np.uint64),
+        "sketch": draw.integers(0, 256, (130, BINS), dtype=np.uint8),
+    }
+    return *write_sources(tmp_path_factory.mktemp("sources"), columns, (40, 41, 70)), columns
+
+
+@settings(deadline=None)
+@given(seeds, shares, batch_bytes, st.sampled_from([("bands", "<u8"), ("sketch", "u1")]))
+def test_looked_up_is_what_lies_there(sources, seed, share, at_once, column):
+    files_of, spots, columns = sources
+    draw = np.random.default_rng(seed)
+    rows = np.flatnonzero(draw.random(len(spots)) < share)
+    files = slim_records(draw, spots[rows], draw.integers(1, 1000, len(rows)))
+    mixed = draw.permutation(files)
+    given_files = by_spot([mixed[: len(mixed) // 3], mixed[len(mixed) // 3 :]])
+    assert given_files.tobytes() == files.tobytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(content, "BATCH_BYTES", at_once)
+        found = list(looked_up(given_files, files_of, *column))
+    assert np.concatenate([np.empty(0, SLIM), *(slim for slim, _ in found)]).tobytes() == files.tobytes()
+    assert all(len(slim) == len(values) for slim, values in found)
+    values = [row for _, values in found for row in values.tolist()]
+    assert values == columns[column[0]][rows].tolist()
+
+
+def test_files_are_packed_with_the_places_of_their_content(spark):
+    draw = np.random.default_rng(4)
+    parts = [["a.parquet", "b.parquet", "deep/c.parquet"], ["b.parquet", "z.parquet"]]
+    rows = [
+        (draw.bytes(KEY_BYTES), shingles, delivery, str(draw.choice(parts[delivery])), row_group, row)
+        for shingles, delivery, row_group, row in zip(
+            [*range(1, 60), 1 << 40], draw.integers(0, 2, 60).tolist(), range(60), range(60, 0, -1), strict=True
+        )
+    ]
+    schema = "key binary, shingles long, delivery int, part string, row_group int, row int"
+    blobs = slim_blobs(spark.createDataFrame(rows, schema), parts, 7).collect()
+    found = {}
+    for blob in blobs:
+        records = np.frombuffer(blob.records, SLIM)
+        assert (blob.kind, blob["count"]) == (KIND_SLIM, len(records))
+        assert set(bucket_of(spots_of(records["key"]), 7).tolist()) == {blob.bucket}
+        found |= {record["key"].tobytes(): record.tolist()[1:] for record in records}
+    assert sum(blob["count"] for blob in blobs) == len(rows)
+    expected = {}
+    for key, shingles, delivery, part, row_group, row in rows:
+        known = min(shingles, (1 << 32) - 1)
+        expected[key] = (known, (delivery, parts[delivery].index(part), row_group, row, known))
+    assert found == expected
