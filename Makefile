@@ -15,6 +15,7 @@ help:       ## this list
 
 setup: $(READY)  ## .venv with the pinned dependencies, and a Java runtime
 	@infra/java.sh
+	@PATH="$(abspath $(BIN)):$$PATH" infra/spark/archive.sh $(VENV)/spark.jsa
 
 $(READY): constraints.txt setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -46,7 +46,7 @@ def described(documents: str | None, settings: Settings) -> str:
     if documents is not None:
         files = storage.parquet_files(documents, ["content"])
         size, rows = sum(file.size for file in files), storage.parquet_rows(documents)
-        shuffled = rows * (BANDS * BAND_MEMBER.itemsize + 3 * SKETCHED.itemsize)
+        shuffled = rows * (BANDS * BAND_MEMBER.itemsize + 2 * SKETCHED.itemsize)
         lines.insert(0, f"dedup: {rows:,} rows in {len(files):,} file(s), {size / 1e6:,.1f} MB, in {documents}")
         lines.append(
             f"dedup: at most about {shuffled / 1e6:,.1f} MB of bands and sketches will be shuffled, and no content"

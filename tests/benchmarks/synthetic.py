@@ -2,7 +2,7 @@
 
 The shared text is a fifth to a third of the similarity of any two of them, too little for a duplicate, as a licence
 header is. Its runs of words are chosen so that they have the least values of a band's permutations: more than 200,000
-documents have that band in common. Some documents are copies, exact or with a word changed. All is drawn with one seed.
+documents have that band in common. Some are copies, exact or with a word changed. All is drawn with one seed.
 """
 
 from pathlib import Path
