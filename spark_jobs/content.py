@@ -20,7 +20,7 @@ from pyspark.sql import types as T
 from spark_jobs.session import shuffle_tasks
 from spark_jobs.storage import Storage
 
-BATCH_BYTES = 16 << 20
+BATCH_BYTES = 8 << 20
 
 # Packed bytes that are worth a task of their own.
 TASK_BYTES = 2 << 20

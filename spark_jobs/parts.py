@@ -27,7 +27,8 @@ def write_parts(
 ) -> int:
     """Write what `make` makes of the batches of `work` to a folder, as NAME-00000.parquet and so on; return its rows.
 
-    A file bears a name of its attempt's until it is whole. Attempts at a task must make the same rows.
+    A file bears a name of its attempt's until it is whole. Attempts at a task must make the same rows. A task without
+    rows writes no file; where there are none at all, one file says which columns there would be.
 
     Args:
         work: rows that say what to do.
@@ -52,6 +53,8 @@ def write_parts(
     for partial in storage.listed("_"):
         if partial.endswith(".partial"):
             storage.delete(partial)
+    if not rows:
+        _write(iter([pa.RecordBatch.from_pylist([], schema)]), schema, storage, f"{name}-00000.parquet", 1, options)
     return rows
 
 

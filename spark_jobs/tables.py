@@ -266,21 +266,23 @@ class Stage:
 
         Unlike a cache it survives the loss of a worker, and cuts the plan.
         """
-        return self.beside(rows, f"{SCRATCH_NAME}/{name}")
+        return self.kept(rows, f"{SCRATCH_NAME}/{name}")
+
+    def kept(self, rows: DataFrame, name: str) -> DataFrame:
+        """The same with a folder of the output that stays, as `beside` writes it."""
+        self.beside(rows, name)
+        return rows.sparkSession.read.schema(rows.schema).parquet(f"{self.storage.uri}/{name}")
 
     def scratch(self, name: str) -> str:
         """Where `staged` wrote the rows of that name."""
         return f"{self.storage.uri}/{SCRATCH_NAME}/{name}"
 
-    def beside(self, rows: DataFrame, name: str) -> DataFrame:
-        """Write rows to a folder of the output that is not part of the table (its name begins with "_"), and read
-        them back."""
+    def beside(self, rows: DataFrame, name: str) -> None:
+        """Write rows to a folder of the output that is not part of the table; its name begins with "_"."""
         assert name.startswith("_")
-        uri = f"{self.storage.uri}/{name}"
         # Hashes neither repeat nor shrink, and a row group waits in memory until it is whole.
         writer = rows.write.option("compression", "lz4_raw").option("parquet.enable.dictionary", "false")
-        writer.option("parquet.block.size", SCRATCH_BLOCK_BYTES).parquet(uri)
-        return rows.sparkSession.read.schema(rows.schema).parquet(uri)
+        writer.option("parquet.block.size", SCRATCH_BLOCK_BYTES).parquet(f"{self.storage.uri}/{name}")
 
     def write(
         self,

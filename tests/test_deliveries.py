@@ -4,6 +4,7 @@ import random
 import shutil
 from collections import Counter
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from oracles import greedy, jaccard_of, shingles_of
@@ -203,6 +204,20 @@ def test_estimates_do_without_the_documents_of_earlier_deliveries(spark, first, 
     assert removed["like.py"] == kept
     assert "other.py" not in removed
     assert len(removed) == len(read(state)) + 1
+
+
+def test_survivors_have_the_columns_of_their_delivery(spark, tmp_path):
+    """Data of other tools may have others each time."""
+    draw = random.Random(13)
+    columns, job = ("extra", "number"), {}
+    for number, name in enumerate(columns):
+        (tmp_path / f"data{number}").mkdir()
+        rows = [{"content": " ".join(words(draw, 20)), name: row} for row in range(4)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"data{number}" / "part.parquet")
+        job |= {"documents": str(tmp_path / f"data{number}"), "output": str(tmp_path / f"state{number}")}
+        dedup.main(**job, survivors=str(tmp_path / "survivors"), overwrite=True)
+        assert sorted(read(tmp_path / "survivors"), key=str) == sorted(rows, key=str)
+        job["index"] = job["output"]
 
 
 @pytest.mark.parametrize(

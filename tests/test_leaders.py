@@ -1,5 +1,6 @@
 """Leaders against a walk over the true edges, components against networkx, on one worker and in rounds."""
 
+import hashlib
 import random
 from collections import defaultdict
 from itertools import combinations, pairwise
@@ -13,7 +14,7 @@ from oracles import greedy
 from spark_jobs.near_duplicates.components import components_of
 from spark_jobs.near_duplicates.edges import EDGE_ROWS, OPEN, SHINGLES, SKETCH, UNITS, blobs_of, edge_blobs, rows_of
 from spark_jobs.near_duplicates.exchange import SCHEMA
-from spark_jobs.near_duplicates.keep_order import KEY_BYTES
+from spark_jobs.near_duplicates.keep_order import KEY_BYTES, RANK_BYTES, SPOT_BYTES
 from spark_jobs.near_duplicates.leaders import WALKED_EDGES, Graph, removals_of
 from spark_jobs.near_duplicates.records import EDGE
 
@@ -22,8 +23,9 @@ WALKS = [WALKED_EDGES, 0, 200]
 
 
 def key_of(*numbers):
-    """A key that sorts as the numbers do; its first bytes are those of a fresh file."""
-    return b"\x80" + b"".join(number.to_bytes(4, "big") for number in numbers).ljust(KEY_BYTES - 1, b"\0")
+    """A key that sorts as the numbers do; its first byte is that of a fresh file, its last are a spot."""
+    rank = b"".join(number.to_bytes(4, "big") for number in numbers)
+    return b"\x80" + rank.ljust(RANK_BYTES - 1, b"\0") + hashlib.blake2b(rank, digest_size=SPOT_BYTES).digest()
 
 
 def random_edges(count, seed, open_share):

@@ -39,10 +39,10 @@ from spark_jobs.near_duplicates.settings import BANDS, ROWS
 HUBS = 32
 
 # A band's members that a worker sorts at once, and the bytes of a bucket that the number of buckets aims at.
-RUN_BYTES = 64 << 20
+RUN_BYTES = 32 << 20
 _BUCKET_BYTES = 16 << 20
 # Pairs gathered over a task's bands before repeated ones are dropped: similar files meet in many bands.
-_PAIRS_AT_ONCE = 1 << 19
+_PAIRS_AT_ONCE = 1 << 18
 # Bands that are reported: the HOTTEST of a bucket, if they have more members than this.
 HOT_MEMBERS, HOTTEST = 200, 3
 _UNSETTLED = 0x80  # the top bit of a key

@@ -89,7 +89,7 @@ class Deduplication:
         """All files that compete, without their fingerprints; those of this delivery become its index."""
         parts = []
         if "documents" in self._inputs:
-            parts.append(self._stage.beside(self._fresh(), FILES).select(*steps.SLIM))
+            parts.append(self._stage.kept(self._fresh(), FILES).select(*steps.SLIM))
         if self._earlier is None:
             self._stage.beside(no_ids(self._spark), WITHDRAWN)
             return parts[0]

@@ -32,7 +32,7 @@ from spark_jobs.near_duplicates.edges import (
     rows_of,
 )
 from spark_jobs.near_duplicates.exchange import BLOBS, Records
-from spark_jobs.near_duplicates.records import numbered, numbers
+from spark_jobs.near_duplicates.records import numbered, numbers, spots_of
 
 # Edges that one worker walks, with some 300 bytes for each.
 WALKED_EDGES = 2_000_000
@@ -116,9 +116,8 @@ class Graph:
 
     def __init__(self, edges: Records) -> None:
         keys = np.concatenate([edges["better"], edges["worse"]])
-        every = numbers(keys)
-        distinct, of = numbered(every)
-        best_first = np.lexsort(every[distinct].T[::-1])
+        distinct, of = numbered(spots_of(keys)[:, None])
+        best_first = np.lexsort(numbers(keys[distinct]).T[::-1])
         better, worse = np.split(np.argsort(best_first)[of], 2)
         self.files = len(distinct)
         order = np.argsort(worse * max(self.files, 1) + better)

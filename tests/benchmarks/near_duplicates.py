@@ -33,15 +33,16 @@ class Job(NamedTuple):
         return BENCH / "out" / f"{self.name}-survivors"
 
 
-def run_job(documents: Path, threshold: float) -> Job:
-    """Run dedup.py on a folder of Parquet files; the result replaces that of an earlier run."""
+def run_job(documents: Path, threshold: float, options: tuple[str, ...] = ()) -> Job:
+    """Run dedup.py on a folder of Parquet files, with options of spark-submit; the result replaces that of an earlier
+    run."""
     name = f"{documents.name}-{threshold}"
     job = Job(name, Measured(0, 0, 0, 0), 0)
     events = BENCH / "out" / f"{name}-events"
     shutil.rmtree(events, ignore_errors=True)
     events.mkdir(parents=True)
     logged = ["--conf", "spark.eventLog.enabled=true", "--conf", f"spark.eventLog.dir={events.as_uri()}"]
-    command = [*logged, "--conf", "spark.eventLog.compress=false", "spark_jobs/dedup.py"]
+    command = [*logged, *options, "--conf", "spark.eventLog.compress=false", "spark_jobs/dedup.py"]
     command += ["--documents", str(documents), "--threshold", str(threshold)]
     command += ["--output", str(job.duplicates), "--survivors", str(job.survivors), "--overwrite"]
     return job._replace(measured=_submit(command, name), shuffle_bytes=_shuffle_bytes(events))
@@ -60,9 +61,9 @@ def _submit(command: list[str], name: str) -> Measured:
 _run_once = cache(run_job)
 
 
-def job_on(documents: Path, threshold: float = 0.7) -> Job:
+def job_on(documents: Path, threshold: float = 0.7, options: tuple[str, ...] = ()) -> Job:
     """The same, but run once only in the life of this process, however many parts of the benchmark ask for it."""
-    return _run_once(documents, threshold)
+    return _run_once(documents, threshold, options)
 
 
 @cache

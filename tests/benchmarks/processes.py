@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 SAMPLE_SECONDS = 0.2
 
 
 class Measured(NamedTuple):
-    """Peaks are of resident memory, summed over processes: pages that they share count in each."""
+    """Peaks are of resident memory, summed over processes, of which pages that several share have each its part."""
 
     seconds: float
     peak_bytes: int
@@ -58,11 +57,18 @@ def _tree(root: int) -> Iterator[tuple[str, int]]:
             name, _, rest = Path("/proc", entry, "stat").read_text().partition("(")[2].rpartition(")")
         except OSError:
             continue
-        fields = rest.split()
-        rows[int(entry)] = (int(fields[1]), name, int(fields[21]) * PAGE_BYTES)
+        rows[int(entry)] = (int(rest.split()[1]), name)
     for process in rows:
         above = process
         while above in rows and above != root:
             above = rows[above][0]
         if above == root:
-            yield rows[process][1:]
+            yield rows[process][1], _resident(process)
+
+
+def _resident(process: int) -> int:
+    try:
+        lines = Path("/proc", str(process), "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
