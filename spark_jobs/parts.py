@@ -28,7 +28,7 @@ def write_parts(
     """Write what `make` makes of the batches of `work` to a folder, as NAME-00000.parquet and so on; return its rows.
 
     A file bears a name of its attempt's until it is whole. Attempts at a task must make the same rows. A task without
-    rows writes no file; where there are none at all, one file says which columns there would be.
+    rows writes no file.
 
     Args:
         work: rows that say what to do.
@@ -53,9 +53,13 @@ def write_parts(
     for partial in storage.listed("_"):
         if partial.endswith(".partial"):
             storage.delete(partial)
-    if not rows:
-        _write(iter([pa.RecordBatch.from_pylist([], schema)]), schema, storage, f"{name}-00000.parquet", 1, options)
     return rows
+
+
+def write_none(schema: pa.Schema, folder: str) -> None:
+    """Write a file without rows, which says what columns there would be."""
+    none = iter([pa.RecordBatch.from_pylist([], schema)])
+    _write(none, schema, Storage(folder), "part-00000.parquet", 1, {})
 
 
 def _write(

@@ -6,7 +6,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from spark_jobs.content import arrow_schema_of, grouped_by_row_group, pieces
-from spark_jobs.parts import write_parts
+from spark_jobs.parts import write_none, write_parts
 from spark_jobs.storage import Storage
 
 # Text that a worker gathers for a row group.
@@ -22,6 +22,8 @@ def write_survivors(kept: DataFrame, documents: Sequence[str], output: str) -> i
             rows += _write(grouped_by_row_group(located, path), path, output, f"part-{delivery:03d}")
         elif not located.isEmpty():
             raise ValueError(f"{path} is gone, and files of it are kept again: their rows cannot be written")
+    if not rows and Storage(documents[-1]).exists():
+        write_none(arrow_schema_of(documents[-1]), output)
     return rows
 
 

@@ -11,7 +11,7 @@ from pyspark.sql import types as T
 from spark_jobs.content import Piece, arrow_schema, pieces, row_groups, text_buffers
 from spark_jobs.near_duplicates.fingerprints import binary, fingerprints
 from spark_jobs.near_duplicates.settings import Fingerprint
-from spark_jobs.parts import write_parts
+from spark_jobs.parts import write_none, write_parts
 from spark_jobs.rules.text_numbers import text_numbers
 from spark_jobs.sources.columns import DOCUMENT_COLUMNS, document_columns
 from spark_jobs.tables import SIGNALS
@@ -41,7 +41,8 @@ def write_fingerprints(spark: SparkSession, documents: str, taken: Fingerprint, 
     work, measure = row_groups(spark, documents), _measuring(documents, taken, schema)
     # Hashes neither repeat nor shrink.
     options = {"compression": "none", "use_dictionary": ["part", "repo"], "write_statistics": False}
-    write_parts(work, measure, schema, folder, "part", _ROW_GROUP_BYTES, **options)
+    if not write_parts(work, measure, schema, folder, "part", _ROW_GROUP_BYTES, **options):
+        write_none(schema, folder)
 
 
 def _measuring(
