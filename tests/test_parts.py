@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spark_jobs.parts import _write, write_parts
+from spark_jobs.parts import _write, write_none, write_parts
 from spark_jobs.storage import Storage
 
 SCHEMA = pa.schema([("number", pa.int64()), ("text", pa.string())])
@@ -94,14 +94,16 @@ def test_attempts_at_a_task_do_not_meet(tmp_path):
     assert names(tmp_path) == sorted([left, "part-00000.parquet"])
 
 
-def test_where_there_are_no_rows_one_file_has_the_columns(spark, tmp_path):
+def test_where_there_are_no_rows_a_file_can_have_the_columns(spark, tmp_path):
     def make(batches):
         return (batch.select([]) for batch in batches if batch.num_rows > 100)
 
     for work in (spark.range(0), spark.range(0, 8, 1, 4)):
         assert write_parts(work, make, SCHEMA, str(tmp_path), "part", 1 << 20) == 0
-        (file,) = tmp_path.iterdir()
-        assert pq.read_table(file).equals(SCHEMA.empty_table())
+        assert list(tmp_path.iterdir()) == []
+    write_none(SCHEMA, str(tmp_path))
+    (file,) = tmp_path.iterdir()
+    assert pq.read_table(file).equals(SCHEMA.empty_table())
 
 
 def test_a_task_without_work_writes_no_file(tmp_path):
