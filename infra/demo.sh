@@ -30,7 +30,7 @@ number=0
 begin=$SECONDS
 stage() {
   number=$((number + 1))
-  printf '\n[%d/9] %s  (%d min %02d s since the start)\n' "$number" "$1" $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60))
+  printf '\n[%d/11] %s  (%d min %02d s since the start)\n' "$number" "$1" $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60))
 }
 spark() { spark-submit --properties-file infra/spark/local.conf "$@" 2> >(grep -v 'incubator modules' >&2); }
 
@@ -48,9 +48,11 @@ spark spark_jobs/dedup.py --documents "$(table documents)" --signals "$(table si
 stage "ledger: one state a file"
 spark spark_jobs/ledger.py --documents "$(table documents)" --signals "$(table signals)" \
   --verdicts "$(table verdicts)" --duplicates "$(table duplicates)" --output "$(table ledger)"
-stage "tokenizer: byte-level BPE on the files that survived"
-python tokenizer/train.py --documents "$(table documents)" --ledger "$(table ledger)" \
-  --vocab_size 8192 --sample_bytes 50000000 --output "$(table tokenizer)"
+stage "sample: some of the files that survived, redacted"
+spark spark_jobs/sample.py --documents "$(table documents)" --ledger "$(table ledger)" \
+  --sample_bytes 50000000 --output "$(table sample)"
+stage "tokenizer: byte-level BPE on the sample"
+python tokenizer/train.py --sample "$(table sample)" --vocab_size 8192 --output "$(table tokenizer)"
 stage "write_shards: tokens, split into train and validation"
 spark spark_jobs/write_shards.py --documents "$(table documents)" --ledger "$(table ledger)" \
   --tokenizer "$(table tokenizer)" --output "$(table shards)"

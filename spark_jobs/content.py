@@ -76,10 +76,16 @@ def _names(storage: Storage, files: Sequence[FileInfo]) -> list[str]:
     return [file.path[len(storage.root) :].lstrip("/") for file in files]
 
 
-def grouped_by_row_group(located: DataFrame, path: str) -> DataFrame:
-    """Gather rows with LOCATION columns into one row a row group of the data at `path`, spread over the workers."""
-    gathered = located.groupBy("part", "row_group").agg(F.sort_array(F.collect_list("row")).alias("rows"))
-    wanted = gathered.select("part", "row_group", F.col("rows").cast("array<int>").alias("rows"))
+def grouped_by_row_group(located: DataFrame, path: str, beside: Sequence[str] = ()) -> DataFrame:
+    """Gather rows with LOCATION columns into one row a row group of the data at `path`, spread over the workers.
+
+    The columns `beside` become lists of as many values as `rows`, in its order.
+    """
+    gathered = located.groupBy("part", "row_group").agg(
+        F.sort_array(F.collect_list(F.struct("row", *beside))).alias("found")
+    )
+    rows = F.col("found.row").cast("array<int>").alias("rows")
+    wanted = gathered.select("part", "row_group", rows, *(F.col(f"found.{name}").alias(name) for name in beside))
     # By hash, so that a task that is run again gets the same row groups.
     return wanted.repartitionById(_tasks(located.sparkSession, Storage(path).files()), F.hash("part", "row_group"))
 
@@ -100,7 +106,7 @@ def pieces(path: str, work: Iterable[pa.RecordBatch], columns: Sequence[str] | N
     opened, file = None, None
     for batch in work:
         for part, row_group, rows in zip(
-            *(batch.column(name).to_pylist() for name in batch.schema.names), strict=True
+            *(batch.column(name).to_pylist() for name in ("part", "row_group", "rows")), strict=True
         ):
             if file is None or part != opened:
                 opened, file = part, _open(uri, part)

@@ -136,6 +136,18 @@ LEDGER = _schema(
     row=T.IntegerType(),
 )
 
+# One row a file of the sample: `content` is redacted and, if the file is long, its first lines; `size` is in UTF-8.
+SAMPLE = _schema(
+    file_id=T.BinaryType(),
+    repo=T.StringType(),
+    path=T.StringType(),
+    language=T.StringType(),
+    held_out=T.BooleanType(),
+    redacted=T.BooleanType(),
+    size=T.LongType(),
+    content=T.StringType(),
+)
+
 
 def manifest(path: str) -> dict[str, Any]:
     """The manifest of a finished table; ValueError if there is none."""

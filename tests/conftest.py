@@ -41,7 +41,7 @@ def workspace(spark, tmp_path_factory):
     """A small corpus and all tables made of it, job by job, to be read and not changed."""
     import small_corpus
 
-    from spark_jobs import dedup, filter, ingest, ledger, measure
+    from spark_jobs import dedup, filter, ingest, ledger, measure, sample
     from tokenizer import train
 
     folder = tmp_path_factory.mktemp("workspace")
@@ -52,6 +52,7 @@ def workspace(spark, tmp_path_factory):
     filter.main(signals=tables["signals"], output=tables["verdicts"])
     dedup.main(signals=tables["signals"], verdicts=tables["verdicts"], output=tables["duplicates"])
     ledger.main(output=tables["ledger"], **{kind: path for kind, path in tables.items() if kind != "ledger"})
-    tables["tokenizer"] = str(folder / "tokenizer")
-    train.main(documents=tables["documents"], ledger=tables["ledger"], output=tables["tokenizer"], vocab_size=500)
+    tables |= {"sample": str(folder / "sample"), "tokenizer": str(folder / "tokenizer")}
+    sample.main(documents=tables["documents"], ledger=tables["ledger"], output=tables["sample"])
+    train.main(sample=tables["sample"], output=tables["tokenizer"], vocab_size=500)
     return SimpleNamespace(corpus=folder / "corpus", copies=copies, near=near, **tables)

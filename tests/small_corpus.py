@@ -10,7 +10,7 @@ from oracles import jaccard_of, shingles_of
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from spark_jobs.sources.identity import file_id
-from spark_jobs.tables import DOCUMENTS, LEDGER, Stage
+from spark_jobs.tables import DOCUMENTS, LEDGER, SAMPLE, Stage
 
 ODD_FILES = {
     "odd/latin.py": "# Auteur : François Côté, créé à l'été\nx = y = z = a = b = 'déjà vu'\ndef f(): pass\n".encode(
@@ -134,6 +134,25 @@ def write_ledger(folder, documents, kept):
     with stage:
         pq.write_table(pa.Table.from_pylist(rows, schema), folder / "part-0.parquet")
         stage.finish(rows=len(rows))
+    return str(folder)
+
+
+def write_sample(folder, texts, held_out=(), parts=1, **facts):
+    """Write a finished sample: texts to train on and texts held out, or rows; its identity is that of all of them."""
+    rows = []
+    for kept_back, given in ((False, texts), (True, held_out)):
+        for number, text in enumerate(given):
+            row = text if isinstance(text, dict) else document(text, path=f"{kept_back}{number}.py")
+            size = len(row["content"].encode())
+            rows.append({name: row.get(name) for name in SAMPLE.names} | {"held_out": kept_back, "size": size})
+            rows[-1]["redacted"] = False
+    ids = xxhash.xxh3_64_hexdigest(b"".join(sorted(row["file_id"] for row in rows)))
+    stage = Stage("sample", str(folder), configuration={"ids": ids}, inputs={}, overwrite=False)
+    with stage:
+        for part in range(parts):
+            table = pa.Table.from_pylist(rows[part::parts], to_arrow_schema(SAMPLE))
+            pq.write_table(table, folder / f"part-{part}.parquet")
+        stage.finish(rows=len(rows), **facts)
     return str(folder)
 
 

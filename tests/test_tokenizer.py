@@ -3,7 +3,8 @@
 import json
 import random
 import sysconfig
-from functools import partial
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from small_corpus import code, document, write_documents, write_ledger
+from small_corpus import code, write_sample
 from tokenizers import Tokenizer
 
-from tokenizer import train
+from tokenizer import samples, train
 from tokenizer.encode import END_OF_TEXT, SPECIAL_TOKENS, TOKENIZER_FILE, Encoder
 
 NASTY = [
@@ -54,27 +55,19 @@ def standard_library(count):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A table of documents of which two thirds are kept, and its ledger."""
+    """The same sample twice, cut differently, and its texts."""
     folder, draw = tmp_path_factory.mktemp("corpus"), random.Random(1)
-    contents = [*standard_library(40), *(code(draw, 20) for _ in range(50)), *NASTY]
-    rows = [document(text, path=f"{number}.py") for number, text in enumerate(contents)]
-    rows.append(document(None, path="binary.py"))
-    kept = [row["file_id"] for number, row in enumerate(rows[:-1]) if number % 3]
-    documents = write_documents(folder / "documents", rows, parts=2, rows_a_group=9)
-    other = write_documents(folder / "other", rows[::-1], parts=3, rows_a_group=20)
-    return {
-        "documents": documents,
-        "ledger": write_ledger(folder / "ledger", documents, kept),
-        "other": {"documents": other, "ledger": write_ledger(folder / "other_ledger", other, kept)},
-        "kept": [row["content"] for row in rows if row["file_id"] in kept],
-    }
+    contents = [*standard_library(26), *(code(draw, 20) for _ in range(33)), *NASTY]
+    sample = write_sample(folder / "sample", contents, [code(draw, 10)])
+    cut = write_sample(folder / "cut", contents[::-1], [code(random.Random(2), 10)], parts=3)
+    return {"sample": sample, "cut": cut, "contents": contents}
 
 
 @pytest.fixture(scope="module")
 def tokenizer(corpus, tmp_path_factory):
     """A folder with a tokenizer of 600 entries."""
     folder = tmp_path_factory.mktemp("tokenizer") / "out"
-    train.main(documents=corpus["documents"], ledger=corpus["ledger"], output=str(folder), vocab_size=600)
+    train.main(sample=corpus["sample"], output=str(folder), vocab_size=600)
     return folder
 
 
@@ -143,52 +136,98 @@ def test_slices_and_kinds_of_columns_are_encoded_alike(tokenizer):
         assert encoder.encode(pa.array([], pa.large_string())) == []
 
 
-def test_the_same_sample_and_seed_give_the_same_tokenizer(corpus, tokenizer, tmp_path):
-    again, cut = tmp_path / "again", tmp_path / "cut"
-    train.main(documents=corpus["documents"], ledger=corpus["ledger"], output=str(again), vocab_size=600)
-    train.main(**corpus["other"], output=str(cut), vocab_size=600)
-    for other in (again, cut):
-        assert (other / TOKENIZER_FILE).read_bytes() == (tokenizer / TOKENIZER_FILE).read_bytes()
+def test_the_same_sample_gives_the_same_tokenizer(corpus, tokenizer, tmp_path):
+    for name in ("sample", "cut"):  # what is held out does not count, nor how the rows are cut
+        train.main(sample=corpus[name], output=str(tmp_path / name), vocab_size=600)
+        assert (tmp_path / name / TOKENIZER_FILE).read_bytes() == (tokenizer / TOKENIZER_FILE).read_bytes()
 
 
-def test_samples_are_drawn_from_the_kept_files_by_id(corpus):
-    drawn = partial(train.sample, corpus["documents"], corpus["ledger"])
-    whole = sorted(drawn(1 << 30, 0))
-    assert whole == sorted(corpus["kept"])
-    size_bytes = sum(len(text.encode()) for text in whole)
-    half = sorted(drawn(size_bytes // 2, 0))
-    assert half == sorted(train.sample(**corpus["other"], sample_bytes=size_bytes // 2, seed=0))
-    assert 0.25 < sum(len(text.encode()) for text in half) / size_bytes < 0.75
-    assert set(half) < set(whole)
-    assert half != sorted(drawn(size_bytes // 2, 1))
-    assert set(drawn(size_bytes // 4, 0)) < set(half)
+def test_training_reads_what_is_not_held_out_bit_by_bit(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "BATCH_FILES", 7)
+    sizes = []
+    trained = train.trained
+    monkeypatch.setattr(train, "trained", lambda texts, size: trained(seen(texts, sizes), size))
+    train.main(sample=corpus["sample"], output=str(tmp_path / "out"), vocab_size=300)
+    assert sum(sizes) == len(corpus["contents"])
+    assert max(sizes) <= 7
+    held_out = [text for batch in samples.batches(corpus["sample"], True) for text in batch["content"].to_pylist()]
+    assert len(held_out) == 1
+    assert held_out[0] not in corpus["contents"]
+    assert samples.amounts(corpus["sample"], True) == (1, len(held_out[0].encode()))
+
+
+def seen(texts, sizes):
+    for batch in texts:
+        sizes.append(len(batch))
+        yield batch
+
+
+def test_words_are_split_alike_in_training_unless_they_are_long():
+    whole, cut = train._split(train.SPLIT), train._split(train.TRAINING_SPLIT)
+    for text in [*standard_library(60), *(text for text in NASTY if len(text) < 128)]:
+        assert cut.pre_tokenize_str(text) == whole.pre_tokenize_str(text)
+    for text in ("a" * 1000, "=" * 1000, " " * 1000 + "x", "\n" * 1000):
+        pieces = [piece for piece, _ in cut.pre_tokenize_str(text)]
+        assert max(map(len, pieces)) <= 257
+        assert "".join(pieces) == "".join(piece for piece, _ in whole.pre_tokenize_str(text))
+
+
+@settings(deadline=None)
+@given(st.lists(texts, max_size=6), st.integers(0, 3))
+def test_pairs_of_bytes_are_counted_within_texts(contents, first):
+    counts = Counter()
+    for text in contents[first:]:
+        data = text.encode()
+        counts.update(pairwise(data))
+    column = pa.array(contents, pa.string()).slice(min(first, len(contents)))
+    assert train.most_frequent_pair([column, column]) == 2 * max(counts.values(), default=0)
+
+
+def test_a_sample_whose_pairs_cannot_be_counted_is_refused(corpus, tmp_path, monkeypatch):
+    texts = pa.array(corpus["contents"])
+    most = train.most_frequent_pair([texts])
+    monkeypatch.setattr(train, "MAX_PAIR_COUNT", most)
+    train.main(sample=corpus["sample"], output=str(tmp_path / "fits"), vocab_size=263)
+    monkeypatch.setattr(train, "MAX_PAIR_COUNT", most - 1)
+    with pytest.raises(ValueError, match=f"{most:,} times.*counts to {most - 1:,}.*--sample_bytes"):
+        train.main(sample=corpus["sample"], output=str(tmp_path / "out"), vocab_size=263)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sequence_without_ends_takes_linear_time():
+    draw = random.Random(0)
+    letters = "".join(draw.choices("ACGT", k=1 << 20))  # one word: uncut, this takes many minutes
+    tokenizer = train.trained([letters], 400)
+    assert tokenizer.get_vocab_size() == 400
+    assert tokenizer.decode(tokenizer.encode(letters[:5000]).ids) == letters[:5000]
 
 
 def test_what_cannot_be_is_refused(corpus, tokenizer, tmp_path, capsys):
-    inputs = {"documents": corpus["documents"], "ledger": corpus["ledger"]}
+    sample = corpus["sample"]
     with pytest.raises(ValueError, match="vocab_size is 262; it must be at least 263"):
-        train.main(**inputs, output=str(tmp_path / "out"), vocab_size=262)
+        train.main(sample=sample, output=str(tmp_path / "out"), vocab_size=262)
     assert not (tmp_path / "out").exists()
-    train.main(**inputs, output=str(tmp_path / "least"), vocab_size=263)
+    train.main(sample=sample, output=str(tmp_path / "least"), vocab_size=263)
     assert Encoder(tmp_path / "least").vocab_size == 263
     stamp = (tokenizer / TOKENIZER_FILE).stat().st_mtime_ns
-    train.main(**inputs, output=str(tokenizer), vocab_size=600)
+    train.main(sample=sample, output=str(tokenizer), vocab_size=600)
     assert "already done" in capsys.readouterr().out
     assert (tokenizer / TOKENIZER_FILE).stat().st_mtime_ns == stamp
     with pytest.raises(FileExistsError, match="--overwrite"):
-        train.main(**inputs, output=str(tokenizer), vocab_size=601)
-    nothing = write_ledger(tmp_path / "ledger", corpus["documents"], kept=[])
-    with pytest.raises(ValueError, match="keeps no file"):
-        train.main(documents=corpus["documents"], ledger=nothing, output=str(tmp_path / "out"))
+        train.main(sample=sample, output=str(tokenizer), vocab_size=601)
+    nothing = write_sample(tmp_path / "nothing", [], ["held out"])
+    with pytest.raises(ValueError, match="holds no file to train on"):
+        train.main(sample=nothing, output=str(tmp_path / "out"))
     with pytest.raises(ValueError, match="is not a finished table"):
-        train.main(documents=corpus["documents"], ledger=str(tmp_path), output=str(tmp_path / "out"))
-    strangers = [document(str(number), path=f"{number}.py") for number in range(200)]
-    others = write_documents(tmp_path / "others", strangers, parts=2, rows_a_group=9)
-    with pytest.raises(ValueError, match="was not made from"):
-        train.main(documents=others, ledger=corpus["ledger"], output=str(tmp_path / "out"))
+        train.main(sample=str(tmp_path), output=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match=f"holds no {TOKENIZER_FILE}"):
         Encoder(tmp_path)
+
+
+def test_a_table_that_is_no_sample_is_refused(workspace, tmp_path):
+    with pytest.raises(ValueError, match="is a table of ledger; needed is a sample"):
+        train.main(sample=workspace.ledger, output=str(tmp_path / "out"))
 
 
 def test_the_tokenizer_of_the_workspace_knows_its_kept_files(workspace):

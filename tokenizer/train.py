@@ -1,15 +1,20 @@
-"""documents + ledger -> a byte-level BPE tokenizer, trained on the files that survived."""
+"""sample -> a byte-level BPE tokenizer. The same sample and size of vocabulary give the same file, byte by byte."""
 
 import json
+import logging
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizer.command_line import run
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from tokenizers import Tokenizer
+
+log = logging.getLogger("corella")
 
 # Letters in runs, single digits, punctuation with one space before it, line ends and indentation apart from words:
 # the split of Qwen2 (QwenLM/Qwen2, tokenizer.json), which faster encoders know too.
@@ -17,51 +22,47 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# The same with runs cut at 128 characters (blank ones at 256), to train with: the time for a word grows with the
+# square of its length, and a sequence of a million letters is one word. Shorter words are split alike (tested).
+TRAINING_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}{1,128}|\p{N}| ?[^\s\p{L}\p{N}]{1,128}[\r\n]{0,128}"
+    r"|\s{0,128}[\r\n]{1,128}|\s{1,128}(?!\S)|\s{1,128}"
+)
+# `tokenizers` counts pairs in 32 bits with a sign, and a count that overflows is a wrong merge.
+MAX_PAIR_COUNT = (1 << 31) - 1
 RECORD_FILE = "training.json"
 
 
-def main(
-    *,
-    documents: str,
-    ledger: str,
-    output: str,
-    vocab_size: int = 32768,
-    sample_bytes: int = 256 << 20,
-    seed: int = 0,
-    overwrite: bool = False,
-) -> None:
-    """Train a tokenizer on a sample of the kept files, drawn by file id.
+def main(*, sample: str, output: str, vocab_size: int = 32768, overwrite: bool = False) -> None:
+    """Train a tokenizer on the files of a sample that are not held out.
+
+    Text is read as it is needed: what grows in memory are the distinct words.
 
     Args:
-        documents: table of documents.
-        ledger: table of states; the kept files are sampled.
+        sample: table of a sample, as spark_jobs/sample.py writes it.
         output: folder for `tokenizer.json` and its configuration.
         vocab_size: entries, special tokens among them.
-        sample_bytes: text to train on at most, about; memory is some times that.
-        seed: of the sample.
         overwrite: replace what lies there.
     """
+    from tokenizer import samples
     from tokenizer.encode import SPECIAL_TOKENS, TOKENIZER_FILE
 
     least = 256 + len(SPECIAL_TOKENS)
     if vocab_size < least:
         raise ValueError(f"vocab_size is {vocab_size}; it must be at least {least}: all bytes and the special tokens")
     folder = Path(output)
-    record = {
-        "inputs": {"documents": _fingerprint(documents), "ledger": _fingerprint(ledger)},
-        "sample_bytes": sample_bytes,
-        "seed": seed,
-        "vocab_size": vocab_size,
-    }
+    record = {"inputs": {"sample": samples.fingerprint(sample)}, "vocab_size": vocab_size}
     if _done(folder, record, overwrite):
         return
     begin = time.monotonic()
-    texts = list(sample(documents, ledger, sample_bytes, seed))
-    if not texts:
-        raise ValueError(f"{ledger} keeps no file to train on")
-    read_bytes = sum(map(len, texts))
-    print(f"tokenizer: training {vocab_size:,} entries on {len(texts):,} files, {read_bytes / 1e6:,.1f} M characters")
-    tokenizer = trained(texts, vocab_size)
+    files, text_bytes = samples.amounts(sample, held_out=False)
+    if not files:
+        raise ValueError(f"{sample} holds no file to train on")
+    require_countable(sample, text_bytes)
+    print(f"tokenizer: training {vocab_size:,} entries on {files:,} files, {text_bytes / 1e6:,.1f} MB")
+    with _Progress(text_bytes) as progress:
+        rows = samples.batches(sample, held_out=False, columns=("content", "size"))
+        tokenizer = trained(progress.texts_of(rows), vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / TOKENIZER_FILE))
     for name, content in _transformers_files().items():
@@ -70,70 +71,115 @@ def main(
     print(f"tokenizer: {tokenizer.get_vocab_size():,} entries in {time.monotonic() - begin:.0f} s, in {output}")
 
 
-def trained(texts: list[str], vocab_size: int) -> "Tokenizer":
-    """A byte-level BPE tokenizer of at most `vocab_size` entries; the special tokens have the first ids."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+def trained(texts: Iterable[str] | Iterable[list[str]], vocab_size: int) -> "Tokenizer":
+    """A byte-level BPE tokenizer of at most `vocab_size` entries; the special tokens have the first ids.
+
+    The order of the texts does not matter.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from tokenizer.encode import SPECIAL_TOKENS
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = _split(TRAINING_SPLIT)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.pre_tokenizer = _split(SPLIT)
     return tokenizer
 
 
-def sample(documents: str, ledger: str, sample_bytes: int, seed: int) -> Iterator[str]:
-    """Texts of kept files, about `sample_bytes` of them or all: those whose hash by file id falls under the share.
+def _split(pattern: str) -> Any:
+    from tokenizers import Regex, pre_tokenizers
 
-    The ledger is streamed twice and content is read from the row groups that hold a chosen file alone.
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def require_countable(sample: str, text_bytes: int) -> None:
+    """Refuse a sample in which a pair may occur more often than `tokenizers` can count.
+
+    No pair of tokens occurs more often than the last byte of one and the first of the other stand side by side, so
+    the pairs of bytes bound all counts. They are counted, which takes a reading, only where there are enough bytes.
     """
-    import pyarrow.compute as pc
-    import pyarrow.dataset as ds
-    import pyarrow.parquet as pq
+    from tokenizer import samples
 
-    rows = ds.dataset(ledger, format="parquet", exclude_invalid_files=False)
-    kept = pc.field("state") == "kept"
-    kept_bytes = sum(pc.sum(batch["size"]).as_py() or 0 for batch in rows.to_batches(columns=["size"], filter=kept))
-    share = min(1.0, sample_bytes / max(kept_bytes, 1))
-    chosen: dict[tuple[str, int], dict[int, bytes]] = {}
-    for batch in rows.to_batches(columns=["file_id", "part", "row_group", "row"], filter=kept):
-        for row in batch.to_pylist():
-            if _draw(row["file_id"], seed) < share:
-                chosen.setdefault((row["part"], row["row_group"]), {})[row["row"]] = row["file_id"]
-    for (part, row_group), ids in sorted(chosen.items()):
-        numbers = sorted(ids)
-        with pq.ParquetFile(Path(documents) / part) as file:
-            found = file.read_row_group(row_group, columns=["file_id", "content"]).take(numbers)
-        if found.column("file_id").to_pylist() != [ids[number] for number in numbers]:
-            raise ValueError(f"{ledger} was not made from the documents {documents}; make it again from them")
-        yield from found.column("content").to_pylist()
+    if text_bytes <= MAX_PAIR_COUNT:
+        return
+    log.info("tokenizer: counting pairs of bytes, because 32 bits may not count them")
+    most = most_frequent_pair(batch.column("content") for batch in samples.batches(sample, held_out=False))
+    if most > MAX_PAIR_COUNT:
+        fitting = int(text_bytes * (MAX_PAIR_COUNT / most) * 0.95)
+        raise ValueError(
+            f"{sample}: one pair of bytes occurs {most:,} times, and tokenizers counts to {MAX_PAIR_COUNT:,}; "
+            f"draw a smaller sample (spark_jobs/sample.py --sample_bytes {fitting})"
+        )
 
 
-def _draw(file_id: bytes, seed: int) -> float:
-    """A number in [0, 1) that depends on the file and the seed alone."""
-    import xxhash
+def most_frequent_pair(texts: Iterable["pa.Array"]) -> int:
+    """How often the most frequent pair of neighbouring bytes occurs in string columns, in 64 bits."""
+    import numpy as np
+    import pyarrow as pa
 
-    return xxhash.xxh3_64_intdigest(file_id, seed) / (1 << 64)
+    counts = np.zeros(1 << 16, np.int64)
+    for column in texts:
+        if not len(column):
+            continue
+        _, offsets, data = column.cast(pa.large_string()).buffers()
+        bounds = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+        if bounds[-1] - bounds[0] < 2:
+            continue
+        content = np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]].astype(np.uint16)
+        pairs = (content[:-1] << 8) | content[1:]
+        borders = bounds[1:-1] - bounds[0]  # a pair does not reach from one text into the next
+        inner = np.ones(len(pairs), bool)
+        inner[borders[(borders > 0) & (borders < len(content))] - 1] = False
+        counts += np.bincount(pairs[inner], minlength=1 << 16)
+    return int(counts.max())
 
 
-def _fingerprint(table: str) -> str:
-    from tokenizer.manifest import MANIFEST_NAME, identity
+class _Progress:
+    """Says every few seconds how much text is counted and how long that still takes, then how long merging does."""
 
-    manifest = Path(table) / MANIFEST_NAME
-    if not manifest.is_file():
-        raise ValueError(f"{table} is not a finished table: no {manifest.name}")
-    return identity(json.loads(manifest.read_text()))
+    def __init__(self, text_bytes: int, every_seconds: float = 5.0) -> None:
+        self._all, self._every = text_bytes, every_seconds
+        self._read, self._begin, self._counted = 0, time.monotonic(), 0.0
+        self._stop = threading.Event()
+        self._reporter = threading.Thread(target=self._report, daemon=True)
+
+    def __enter__(self) -> "_Progress":
+        self._reporter.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._reporter.join()
+
+    def texts_of(self, rows: Iterable["pa.RecordBatch"]) -> Iterator[list[str]]:
+        """The content of rows, whose sizes are counted as they are taken."""
+        for batch in rows:
+            yield batch.column("content").to_pylist()
+            self._read += sum(batch.column("size").to_pylist())
+        self._counted = time.monotonic()
+
+    def _report(self) -> None:
+        while not self._stop.wait(self._every):
+            now = time.monotonic()
+            if self._counted:
+                log.info("tokenizer: merging pairs, %.0f s", now - self._counted)
+            elif self._read:
+                left = (now - self._begin) * (self._all - self._read) / self._read
+                done = f"{self._read / 1e6:,.1f} of {self._all / 1e6:,.1f} MB"
+                log.info("tokenizer: %s read, %.0f s, about %.0f s left", done, now - self._begin, max(left, 0))
 
 
 def _done(folder: Path, record: dict[str, Any], overwrite: bool) -> bool:
