@@ -132,11 +132,10 @@ def most_frequent_pair(texts: Iterable["pa.Array"]) -> int:
 
     counts = np.zeros(1 << 16, np.int64)
     for column in texts:
-        if not len(column):
-            continue
-        _, offsets, data = column.cast(pa.large_string()).buffers()
-        bounds = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
-        if bounds[-1] - bounds[0] < 2:
+        large = column.cast(pa.large_string())
+        _, offsets, data = large.buffers()
+        bounds = np.frombuffer(offsets, np.int64)[large.offset : large.offset + len(large) + 1]
+        if len(large) == 0 or bounds[-1] - bounds[0] < 2:
             continue
         content = np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]].astype(np.uint16)
         pairs = (content[:-1] << 8) | content[1:]
