@@ -33,6 +33,7 @@ def figures_of(spark: SparkSession, workspace: Workspace) -> dict[str, Any]:
         "held_out": {"repositories": repositories, "largest": largest},
         "shards": index.shards if index else (),
         "configurations": workspace.configurations,
+        "evaluation": workspace.evaluation,
         **steps.summed_up(by_kind),
         "sources": manifests["documents"]["configuration"].get("sources", []),
         **_run(workspace),

@@ -12,7 +12,7 @@ from spark_jobs.reporting import charts, units
 from spark_jobs.reporting.comparison import printable
 from spark_jobs.storage import Storage
 
-TEMPLATES = ("report_page.html", "report_charts.html", "report_style.html")
+TEMPLATES = ("report_page.html", "report_charts.html", "report_style.html", "report_tokenizer.html")
 MARK = '<meta name="corella-fingerprint" content="{}">'
 
 

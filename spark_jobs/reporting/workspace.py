@@ -15,6 +15,7 @@ from spark_jobs.storage import Storage
 from tokenizer.shards import INDEX_NAME, ShardIndex
 
 TABLES = ("documents", "signals", "verdicts", "duplicates", "ledger")
+EVALUATION_FILE = "evaluation.json"
 RUN_FILES = ("plan.json", "summary.json", "metrics.jsonl", "completions.jsonl")
 
 
@@ -73,6 +74,20 @@ class Workspace:
         return found
 
     @cached_property
+    def evaluation(self) -> Mapping[str, Any] | None:
+        """The evaluation of the tokenizer, if there is one; ValueError if it is of another than the shards'."""
+        storage = Storage(self.path("evaluation"))
+        if not storage.exists(EVALUATION_FILE):
+            return None
+        found: Mapping[str, Any] = json.loads(storage.read(EVALUATION_FILE))
+        of = found["configuration"]["tokenizer_fingerprint"]
+        if self.shards and of != self.shards.tokenizer_fingerprint:
+            raise ValueError(
+                f"{self.path('evaluation')} is not of the tokenizer of {self.path('shards')}; evaluate again"
+            )
+        return found
+
+    @cached_property
     def configurations(self) -> Mapping[str, Any]:
         """The settings of each stage, as its output records them."""
         told = ("kind", "schema_version", "inputs", "bytes")
@@ -98,5 +113,6 @@ class Workspace:
             [shard.xxh3_128 for shard in shards],
             {name: xxhash.xxh3_128_hexdigest(data) for name, data in self.run_files.items()},
             self.configurations,
+            self.evaluation,
         ]
         return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
