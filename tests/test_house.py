@@ -42,8 +42,9 @@ def test_no_module_hides_a_library(package):
 
 def test_all_entries_are_found():
     expected = {"ingest", "measure", "filter", "dedup", "decontaminate", "ledger", "write_shards", "report", "explain"}
+    expected |= {"sample"}
     assert {f"spark_jobs/{name}.py" for name in expected} <= set(ENTRIES)
-    assert {"tokenizer/train.py", "training/train.py", "training/generate.py"} <= set(ENTRIES)
+    assert {"tokenizer/train.py", "tokenizer/evaluate.py", "training/train.py", "training/generate.py"} <= set(ENTRIES)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

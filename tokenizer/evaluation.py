@@ -198,11 +198,16 @@ def advice(described: Sequence[Mapping[str, Any]], corpus_bytes: int) -> str:
             f"Advice: train one. No existing tokenizer was named (--others, --packages); against bytes alone the "
             f"{own['vocab_size']:,} entries of {own['name']} save {saved:.1%} of the tokens."
         )
-    if not exact:
-        return f"Advice: train one. Of the existing tokenizers, {len(others)}, none gives every file back."
-    best = min(exact, key=lambda one: float(one["corpus_tokens"]))
+    best = min(exact or others, key=lambda one: float(one["corpus_tokens"]))
     ratio = own["corpus_tokens"] / max(best["corpus_tokens"], 1e-9)
     sizes = f"({own['vocab_size']:,} entries against {best['vocab_size']:,})"
+    if not exact:
+        changed = f"{best['whole']['changed_files']:,} of {best['whole']['files']:,} files"
+        more = f"{abs(1 - ratio):.1%} {'fewer' if ratio <= 1 else 'more'}"
+        return (
+            f"Advice: train one. No existing tokenizer gives every file back: {best['name']} changes {changed}; "
+            f"{own['name']} changes none and needs {more} tokens {sizes}."
+        )
     if 1 - ratio >= WORTH:
         return f"Advice: train one. {own['name']} needs {1 - ratio:.1%} fewer tokens than {best['name']} {sizes}."
     if ratio <= 1:

@@ -13,7 +13,7 @@ _STYLE = """
 @media screen and (prefers-color-scheme: dark) { :root { --page: #14181d; --ink: #e4e8ec; --quiet: #9aa5b1;
   --line: #343c45; --panel: #1d232a; --own: #3fb68b; --bar: #46566a; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1040px; padding: 28px 24px 60px; background: var(--page); color: var(--ink);
+body { margin: 0 auto; max-width: 1120px; padding: 28px 24px 60px; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", "DejaVu Sans", sans-serif; }
 h1 { font-size: 27px; line-height: 1.2; margin: 0 0 8px; }
 h2 { font-size: 20px; margin: 40px 0 8px; padding-top: 14px; border-top: 1px solid var(--line); }
@@ -31,7 +31,7 @@ th { font-weight: 600; color: var(--quiet); border-bottom-width: 2px; vertical-a
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tr.own td { font-weight: 650; background: var(--panel); }
 td.best { color: var(--own); font-weight: 650; }
-.name { overflow-wrap: anywhere; min-width: 180px; }
+.name { overflow-wrap: anywhere; min-width: 150px; }
 code { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 12.5px;
   background: var(--panel); border: 1px solid var(--line); border-radius: 4px; padding: 0 4px; margin: 0 4px 3px 0;
   display: inline-block; unicode-bidi: isolate; overflow-wrap: anywhere; }
@@ -49,7 +49,7 @@ svg circle { fill: var(--own); }
 def page(evaluated: Mapping[str, Any]) -> str:
     """The page; whatever comes from files or tokenizers is escaped."""
     found, held_out = evaluated["candidates"], evaluated["held_out"]
-    title = f"{_shown(found[0]['name'])} on {held_out['files']:,} held-out files"
+    title = f"{_printable(found[0]['name'])} on {held_out['files']:,} held-out files"
     parts = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
@@ -90,9 +90,9 @@ def _side_by_side(found: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for number, one in enumerate(found):
         whole, sums = one["whole"], _single(one)
-        bar = f'<span class="bar" style="width:{110 * whole["bytes_a_token"] / most:.0f}px"></span>'
+        bar = f'<span class="bar" style="width:{60 * whole["bytes_a_token"] / most:.0f}px"></span>'
         cells = [
-            f'<td class="name">[{number + 1}] {_shown(one["name"])}</td><td class="number">{one["vocab_size"]:,}</td>',
+            f'<td class="name">[{number + 1}] {_printable(one["name"])}</td><td class="number">{one["vocab_size"]:,}</td>',
             f'<td class="number">{bar}{whole["bytes_a_token"]:.3f}</td>',
             *(
                 f'<td class="number">{cell}</td>'
@@ -115,12 +115,13 @@ def _side_by_side(found: Sequence[Mapping[str, Any]]) -> str:
         "Words split",
         "Pieces a word",
         "Indentation",
-        "Keywords whole",
+        "Keywords",
     )
     return (
         "<h2>Side by side</h2>\n<p>A tokenizer with more bytes a token makes fewer tokens of a text. “Indentation” is "
-        "the share of the tokens that are nothing else, “unused” are entries that no held-out file needs, “changed” "
-        "files that decoding does not give back.</p>\n" + _table(["Tokenizer"], [*heads, "Unused", "Changed"], rows)
+        "the share of the tokens that are nothing else, “keywords” are those that are one token, “unused” entries that "
+        "no held-out file needs, “changed” files that decoding does not give back.</p>\n"
+        + _table(["Tokenizer"], [*heads, "Unused", "Changed"], rows)
     )
 
 
@@ -245,7 +246,11 @@ def _codes(words: Iterable[str]) -> str:
 def _shown(text: str) -> str:
     """A token with its blanks made visible, safe to print."""
     seen = text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
-    return _escaped("".join(letter if letter.isprintable() else "�" for letter in seen))
+    return _printable(seen)
+
+
+def _printable(text: str) -> str:
+    return _escaped("".join(letter if letter.isprintable() else "�" for letter in text))
 
 
 def _escaped(text: str) -> str:
