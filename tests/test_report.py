@@ -115,6 +115,47 @@ def test_page_tells_the_run(figures):
     assert "8 steps over 128 tokens" in text
 
 
+EVALUATION = {
+    "configuration": {"tokenizer_fingerprint": "tokenizer"},
+    "held_out": {"files": 3, "bytes": 1200},
+    "advice": "Advice: train one. <b> needs 9.0% fewer tokens.",
+    "candidates": [
+        {"name": HOSTILE, "vocab_size": 32768, "whole": numbers, "languages": {"Python": numbers}}
+        for tokens in (400, 500)
+        for numbers in [
+            {"bytes_a_token": 1200 / tokens, "tokens": tokens, "tokens_a_line": 4.0, "words": 100, "split_words": 25}
+            | {"pieces_a_word": 1.5, "indentation_tokens": 8, "changed_files": 0, "files": 3}
+        ]
+    ],
+    "vocabulary": {"few_uses": 20}
+    | {kind: {"entries": 7} for kind in ("never_used", "under_trained", "of_one_repository", "names", "secrets")},
+}
+
+
+def test_page_tells_the_evaluation_and_is_safe(figures):
+    assert "The tokenizer" not in page.render(figures, "0" * 32)
+    text = page.render({**figures, "evaluation": EVALUATION}, "0" * 32)
+    assert "Advice: train one. &lt;b&gt; needs 9.0% fewer tokens." in text
+    rows = rows_of(text)
+    assert [f"[1] {HOSTILE}", "32,768", "3.00", "4.0", "25.0 %", "1.50", "2.0 %", "0"] in rows
+    assert ["Python", "3", "3.00", "2.40", "4.0", "25.0 %"] in rows
+    assert "<script" not in text.lower()
+    assert not re.search(r"(src|href|url)\s*[=(]|https?://|@import", text)
+
+
+def test_evaluation_of_another_tokenizer_is_refused(workspace, write_report, tmp_path):
+    folder = shutil.copytree(workspace, tmp_path / "evaluated")
+    (folder / "evaluation").mkdir()
+    record = folder / "evaluation" / "evaluation.json"
+    record.write_text(json.dumps(EVALUATION))
+    write_report(folder, tmp_path / "report.html")
+    assert "needs 9.0% fewer tokens" in (tmp_path / "report.html").read_text()
+    record.write_text(json.dumps(EVALUATION | {"configuration": {"tokenizer_fingerprint": "other"}}))
+    with pytest.raises(ValueError, match="is not of the tokenizer of"):
+        write_report(folder, tmp_path / "other.html")
+    assert not (tmp_path / "other.html").exists()
+
+
 def test_report_that_stands_is_done_and_another_is_refused(workspace, write_report, tmp_path, capsys):
     output = tmp_path / "report.html"
     output.write_text("something else")

@@ -31,6 +31,7 @@ th { font-weight: 600; color: var(--quiet); border-bottom-width: 2px; vertical-a
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tr.own td { font-weight: 650; background: var(--panel); }
 td.best { color: var(--own); font-weight: 650; }
+th.number { white-space: normal; }
 .name { overflow-wrap: anywhere; min-width: 150px; }
 code { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 12.5px;
   background: var(--panel); border: 1px solid var(--line); border-radius: 4px; padding: 0 4px; margin: 0 4px 3px 0;
@@ -92,7 +93,8 @@ def _side_by_side(found: Sequence[Mapping[str, Any]]) -> str:
         whole, sums = one["whole"], _single(one)
         bar = f'<span class="bar" style="width:{60 * whole["bytes_a_token"] / most:.0f}px"></span>'
         cells = [
-            f'<td class="name">[{number + 1}] {_printable(one["name"])}</td><td class="number">{one["vocab_size"]:,}</td>',
+            f'<td class="name">[{number + 1}] {_printable(one["name"])}</td>',
+            _number(f"{one['vocab_size']:,}"),
             f'<td class="number">{bar}{whole["bytes_a_token"]:.3f}</td>',
             *(
                 f'<td class="number">{cell}</td>'
@@ -119,8 +121,8 @@ def _side_by_side(found: Sequence[Mapping[str, Any]]) -> str:
     )
     return (
         "<h2>Side by side</h2>\n<p>A tokenizer with more bytes a token makes fewer tokens of a text. “Indentation” is "
-        "the share of the tokens that are nothing else, “keywords” are those that are one token, “unused” entries that "
-        "no held-out file needs, “changed” files that decoding does not give back.</p>\n"
+        "the share of the tokens that are nothing else, “keywords” are those that are one token, “unused” entries "
+        "that no held-out file needs, “changed” files that decoding does not give back.</p>\n"
         + _table(["Tokenizer"], [*heads, "Unused", "Changed"], rows)
     )
 
