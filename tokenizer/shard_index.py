@@ -75,7 +75,11 @@ class ShardIndex:
 
     def save(self, folder: str | Path) -> None:
         """Write `index.json` whole or not at all; call it when every shard is in place."""
-        write_whole(Path(folder) / INDEX_NAME, json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n")
+        write_whole(Path(folder) / INDEX_NAME, self.encoded())
+
+    def encoded(self) -> bytes:
+        """What `save` writes: the same index gives the same bytes."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"
 
     @classmethod
     def load(cls, folder: str | Path) -> "ShardIndex":
