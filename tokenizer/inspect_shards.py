@@ -163,7 +163,7 @@ def _wanted(file_ids: list[str] | None, ledger: str | None, repos: list[str] | N
     if ledger is None:
         raise ValueError("names are looked up in the ledger: name it with --ledger")
     table = Ledger(ledger)
-    known = table.known_repos(repos or [])
+    known = table.known_repos(repos) if repos else set()
     if unknown := [repo for repo in repos or [] if repo.lower() not in known]:
         raise ValueError(f"{ledger} has no file of the repository {unknown[0]}; is its name right?")
     found = joined(table.ids_named(repos or [], paths or []))

@@ -78,7 +78,6 @@ class Ledger:
 
 
 def _named(repos: Sequence[str], paths: Sequence[str]) -> Any:
-    if not repos and not paths:
-        raise ValueError("name repositories or paths")
+    assert repos or paths
     repo = pc.utf8_lower(pc.field("repo")).isin([name.lower() for name in repos]) if repos else pc.scalar(True)
     return repo & pc.field("path").isin(list(paths)) if paths else repo

@@ -91,7 +91,7 @@ class TokenStream:
             if count <= SHORT_TOKENS and len(self._maps) >= MAX_MAPS:
                 with _opened(self._paths[number], self.shards[number]) as descriptor:
                     tokens: TokenArray = np.empty(count, self.dtype)
-                    os.preadv(descriptor, [memoryview(tokens)], place)
+                    os.preadv(descriptor, [tokens.data], place)
                     return tokens
             with _opened(self._paths[number], self.shards[number]) as descriptor:
                 shard_map = self._maps[number] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
