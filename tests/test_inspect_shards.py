@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data_set import SmallFile, call, small_files, write_data_set, write_small_ledger
@@ -16,7 +19,7 @@ from small_data_set import SmallFile, call, small_files, write_data_set, write_s
 from tokenizer import file_ids, inspect_shards, shards
 from tokenizer.file_ids import Piles, as_ids, doubles_in, hex_of, member_places
 from tokenizer.inspect_shards import find, repair, show, verify
-from tokenizer.shards import ShardIndex, ShardWriter, TokenStream
+from tokenizer.shards import ShardIndex, ShardWriter, TokenStream, shard_schema
 
 IDS = st.lists(st.one_of(st.binary(min_size=16, max_size=16), st.integers(0, 9).map(lambda n: n.to_bytes(16, "big"))))
 
@@ -39,13 +42,27 @@ def copy(made, tmp_path):
 
 def rewritten(folder, shard, documents, vocab_size=None):
     """Put other documents into a shard and make the index agree with its bytes, as a faulty writer would."""
-    index = ShardIndex.load(folder)
     with (folder / shard.name).open("wb") as sink:
-        writer = ShardWriter(sink, vocab_size or index.vocab_size)
+        writer = ShardWriter(sink, vocab_size or ShardIndex.load(folder).vocab_size)
         for file_id, tokens in documents:
             writer.append(tokens, file_id, 1)
-        entry = writer.close(shard.name, shard.split)
-    others = tuple(entry if other.name == shard.name else other for other in index.shards)
+        entered(folder, writer.close(shard.name, shard.split))
+
+
+def replaced_by(folder, shard, table):
+    """The same with a table that no writer of ours would write."""
+    path = folder / shard.name
+    with pa.ipc.new_file(path, table.schema) as file:
+        file.write_table(table)
+    digest, tokens = xxhash.xxh3_128_hexdigest(path.read_bytes()), pc.sum(pc.list_value_length(table[0])).as_py()
+    facts = {"rows": len(table), "tokens": tokens, "file_bytes": path.stat().st_size, "xxh3_128": digest}
+    entered(folder, dataclasses.replace(shard, **facts))
+
+
+def entered(folder, entry):
+    """Put an entry in the place of that of the same name."""
+    index = ShardIndex.load(folder)
+    others = tuple(entry if other.name == entry.name else other for other in index.shards)
     dataclasses.replace(index, shards=others).save(folder)
 
 
@@ -126,12 +143,11 @@ def test_faults_of_a_writer_are_found_though_the_checksums_agree(made, copy, cap
     assert f"has the id {index.vocab_size}, outside the vocabulary of {index.vocab_size}" in text
     rewritten(copy, shard, first, vocab_size=1 << 20)
     assert "has other columns than the format" in told(capsys, verify, "--shards", copy)[1]
-    rewritten(copy, shard, [*first[:-1], (b"short", [1])])
+    schema = shard_schema(index.vocab_size)
+    replaced_by(copy, shard, pa.table({"token_ids": [[1], [2]], "file_id": [bytes(16), b"short"]}, schema))
     assert "file ids are of 16 bytes; here are some of 5 to 16" in told(capsys, verify, "--shards", copy)[1]
     rewritten(copy, shard, first)
-    broken = dataclasses.replace(ShardIndex.load(copy).shards[0], rows=3)
-    there = ShardIndex.load(copy)
-    dataclasses.replace(there, shards=(broken, *there.shards[1:])).save(copy)
+    entered(copy, dataclasses.replace(ShardIndex.load(copy).shards[0], rows=3))
     assert f"has {len(first)} rows, the index says 3" in told(capsys, verify, "--shards", copy)[1]
 
 
