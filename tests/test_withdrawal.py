@@ -17,6 +17,7 @@ from small_data_set import call, small_files, write_data_set, write_small_ledger
 
 from tokenizer import inspect_shards, shards
 from tokenizer.inspect_shards import forget, verify
+from tokenizer.receipts import withdrawn_ids
 from tokenizer.shards import ShardIndex, TokenStream, open_shard
 from tokenizer.withdrawal import alone
 
@@ -120,6 +121,7 @@ def _require_true_receipt(folder, before, after, gone):
     assert {file["file_id"] for file in receipt["files"]} == {value.hex() for value in gone}
     assert receipt["index_new_xxh3_128"] == xxhash.xxh3_128_hexdigest((folder / "index.json").read_bytes())
     assert receipt["revision"] == 1
+    assert {row.tobytes() for ids in withdrawn_ids(folder, 1) for row in ids} == gone
     assert sum(shard.tokens for shard in old.values()) - receipt["tokens_removed"] == sum(
         s.tokens for s in new.values()
     )
@@ -189,7 +191,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(made, tmp_path, capsys):
     (tmp_path / "ids.txt").write_text(f"{file_id}\nnonsense\n")
     refused("'nonsense' is no file id", "--file_ids", tmp_path / "ids.txt")
     with alone(folder):
-        refused("is being changed by another withdrawal", "--file_ids", file_id)
+        refused("is being changed by another run", "--file_ids", file_id)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     broken = folder / ShardIndex.load(folder).shards[FILES[3].number if FILES[3].split == "train" else -1].name
     data = bytearray(broken.read_bytes())

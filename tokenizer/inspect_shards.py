@@ -67,9 +67,14 @@ def repair(
         properties_file: Spark's settings.
         scratch: folder for 16 bytes a document, with a ledger twice that; the system's own if not named.
     """
-    findings = _verified(shards, ledger, scratch)
-    for name in findings.strays:
-        (Path(shards) / name).unlink(missing_ok=True)
+    from tokenizer.shard_index import ShardIndex
+    from tokenizer.withdrawal import alone
+
+    ShardIndex.load(shards)
+    with alone(Path(shards)):
+        findings = _verified(shards, ledger, scratch)
+        for name in findings.strays:
+            (Path(shards) / name).unlink(missing_ok=True)
     if findings.counts:
         raise ValueError(f"{shards}: the rows are not those of the ledger, which no repair mends; write them again")
     if findings.broken:

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizer.file_ids import Ids, as_ids
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizer.file_ids import ID_BYTES
 from tokenizer.shard_index import sync_folder
 
 RECEIPTS = "receipts"
@@ -41,8 +44,8 @@ def write_receipt(folder: Path, revision: int, facts: dict[str, Any], files: Ite
     return path
 
 
-def withdrawn_ids(folder: Path, revision: int) -> Iterator[Ids]:
-    """Ids of the files that were withdrawn up to a revision, in pieces."""
+def withdrawn_ids(folder: Path, revision: int) -> Iterator[NDArray[np.uint8]]:
+    """Ids of the files that were withdrawn up to a revision, in pieces of (n, 16) bytes."""
     for number in range(1, revision + 1):
         path = receipt_path(folder, number)
         if not path.is_file():
@@ -52,7 +55,7 @@ def withdrawn_ids(folder: Path, revision: int) -> Iterator[Ids]:
             for line in lines:
                 if match := _FILE.match(line):
                     found += bytes.fromhex(match[1])
-                if len(found) >= _READ_IDS * 16:
-                    yield as_ids(bytes(found))
+                if len(found) >= _READ_IDS * ID_BYTES:
+                    yield np.frombuffer(bytes(found), np.uint8).reshape(-1, ID_BYTES)
                     found.clear()
-            yield as_ids(bytes(found))
+            yield np.frombuffer(bytes(found), np.uint8).reshape(-1, ID_BYTES)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tokenizer.file_ids import Ids, Piles, doubles_in, hex_of, ids_of_column, member_places
+from tokenizer.file_ids import Ids, Piles, as_ids, doubles_in, hex_of, ids_of_column, member_places
 from tokenizer.ledger_rows import Ledger
 from tokenizer.progress import told
 from tokenizer.receipts import withdrawn_ids
@@ -76,7 +76,7 @@ def check(folder: Path, index: ShardIndex, ledger: Ledger | None = None, scratch
             for ids in ledger.kept_ids():
                 piles.add("ledger", ids)
             for ids in withdrawn_ids(folder, index.revision):
-                piles.add("withdrawn", ids)
+                piles.add("withdrawn", as_ids(ids.tobytes()))
         for number in range(piles.count):
             _compare(piles, number, bool(ledger) and not findings.broken, findings)
     return findings

@@ -87,13 +87,13 @@ def withdraw(plan: Withdrawal, request: Mapping[str, Any]) -> Path | None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep a second withdrawal out of a folder while the block runs; ValueError if there is a first."""
+    """Keep all else that changes shards out of a folder while the block runs; ValueError if there is a first."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise ValueError(f"{folder} is being changed by another withdrawal; wait until it is done") from None
+        raise ValueError(f"{folder} is being changed by another run; wait until it is done") from None
     finally:
         os.close(descriptor)
 
