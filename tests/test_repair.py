@@ -1,4 +1,4 @@
-"""The job's own shards: sound by their ledger, and byte by byte what they were after damage, without withdrawn files."""
+"""The job's own shards: sound by their ledger, and after damage byte by byte as before, without withdrawn files."""
 
 import inspect
 import random
