@@ -202,7 +202,22 @@ def test_files_are_found_by_name(made, capsys):
         1,
         f"{'ff' * 16} Owner0/Repo/wide.py: in no shard; the ledger says filtered: line_length\n",
     )
+    for words, found in (
+        (["--paths", "7.py"], {f for f in files if f.path == "7.py"}),
+        (
+            ["--paths", "Repo/7.py", "Owner1/Repo/8.py"],
+            {f for f in files if f.path == "7.py" or f.repo + f.path == "Owner1/Repo8.py"},
+        ),
+        (
+            ["--paths", "1.py", "2.py", "--repos", "ONLY/here"],
+            {f for f in files if f.repo == "Only/Here" and f.path in ("1.py", "2.py")},
+        ),
+    ):
+        lines = told(capsys, find, "--shards", folder, "--ledger", ledger, *words)[1].splitlines()
+        assert {line.split()[0] for line in lines} == {file.file_id.hex() for file in found}
     faults = [
+        (["--paths", "py"], "name it with --ledger"),
+        (["--paths", "py", "--ledger", ledger], "has no file at py"),
         (["--repos", "nobody/nothing"], "name it with --ledger"),
         (["--repos", "nobody/nothing", "--ledger", ledger], "has no file of the repository nobody/nothing"),
         (["--paths", "no.py", "--ledger", ledger], "has no file at no.py"),

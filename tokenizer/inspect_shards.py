@@ -108,7 +108,7 @@ def find(
         file_ids: ids (32 hexadecimal digits), or files with an id a line.
         ledger: table that names the files of --repos and --paths, and the state of those that are in no shard.
         repos: files of these repositories; letter case does not matter.
-        paths: files at these paths, of --repos if those are named.
+        paths: files at these paths, or whose path ends so; of --repos if those are named.
     """
     from tokenizer.shard_index import ShardIndex
     from tokenizer.shard_text import found_lines

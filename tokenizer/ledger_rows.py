@@ -1,6 +1,8 @@
 """The ledger, streamed: ids of kept files, and the files of a repository or path. Memory is one batch of rows."""
 
+import functools
 import json
+import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +59,10 @@ class Ledger:
             yield ids_of_column(batch.column("file_id"))
 
     def ids_named(self, repos: Sequence[str] = (), paths: Sequence[str] = ()) -> Iterator[Ids]:
-        """Ids of the files of these repositories (letter case does not matter), or at these paths, or of both."""
+        """Ids of the files of these repositories (letter case does not matter), or at these paths, or of both.
+
+        A path may also be that after the repository's name, or the end of a path from some folder on.
+        """
         for batch in self._rows.to_batches(columns=["file_id"], filter=_named(repos, paths), **_STREAMED):
             yield ids_of_column(batch.column("file_id"))
 
@@ -78,6 +83,13 @@ class Ledger:
 
 
 def _named(repos: Sequence[str], paths: Sequence[str]) -> Any:
+    """The filter: a path is a whole one, alone or after its repository, or the end of one from a folder on."""
     assert repos or paths
-    repo = pc.utf8_lower(pc.field("repo")).isin([name.lower() for name in repos]) if repos else pc.scalar(True)
-    return repo & pc.field("path").isin(list(paths)) if paths else repo
+    wanted = pc.scalar(True)
+    if repos:
+        wanted = pc.utf8_lower(pc.field("repo")).isin([name.lower() for name in repos])
+    if paths:
+        full = pc.binary_join_element_wise(pc.field("repo"), pc.field("path"), "/", null_handling="skip")
+        ends = [pc.ends_with(full, f"/{path}") for path in paths]
+        wanted &= functools.reduce(operator.or_, [*ends, full.isin(list(paths))])
+    return wanted

@@ -65,8 +65,8 @@ def check(folder: Path, index: ShardIndex, ledger: Ledger | None = None, scratch
     """
     findings = Findings(strays=strays(folder, index))
     with tempfile.TemporaryDirectory(dir=scratch, prefix="corella-") as place:
-        rows = sum(shard.rows for shard in index.shards)
-        piles = Piles(Path(place), max(rows, ledger.row_count if ledger else 0))
+        files = sum(shard.rows for shard in index.shards)
+        piles = Piles(Path(place), max(files, ledger.row_count if ledger else 0))
         for shard in told(index.shards, "verify: shards", len(index.shards)):
             try:
                 check_shard(folder, shard, index, piles)
@@ -75,8 +75,8 @@ def check(folder: Path, index: ShardIndex, ledger: Ledger | None = None, scratch
         if ledger and not findings.broken:
             for ids in ledger.kept_ids():
                 piles.add("ledger", ids)
-            for ids in withdrawn_ids(folder, index.revision):
-                piles.add("withdrawn", as_ids(ids.tobytes()))
+            for rows in withdrawn_ids(folder, index.revision):
+                piles.add("withdrawn", as_ids(rows.tobytes()))
         for number in range(piles.count):
             _compare(piles, number, bool(ledger) and not findings.broken, findings)
     return findings
