@@ -44,6 +44,17 @@ def write_receipt(folder: Path, revision: int, facts: dict[str, Any], files: Ite
     return path
 
 
+def receipt_with(folder: Path, revision: int, file_id: bytes) -> Path | None:
+    """The receipt of the withdrawal of a file up to a revision, if it was withdrawn."""
+    for number in range(1, revision + 1):
+        path = receipt_path(folder, number)
+        if path.is_file():
+            with path.open() as lines:
+                if any(match[1] == file_id.hex() for line in lines if (match := _FILE.match(line))):
+                    return path
+    return None
+
+
 def withdrawn_ids(folder: Path, revision: int) -> Iterator[NDArray[np.uint8]]:
     """Ids of the files that were withdrawn up to a revision, in pieces of (n, 16) bytes."""
     for number in range(1, revision + 1):

@@ -45,7 +45,8 @@ class Shard:
 class ShardIndex:
     """What `index.json` holds. Shards stand in reading order, split by split.
 
-    `revision` is the number of times that files were withdrawn from a finished data set (`forget`).
+    `revision` is the number of times that files were withdrawn from the finished data set (`forget`), and
+    `withdrawn_files` how many those were.
     """
 
     tokenizer_fingerprint: str
@@ -55,6 +56,7 @@ class ShardIndex:
     configuration: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     revision: int = 0
+    withdrawn_files: int = 0
 
     def has_split(self, split: str) -> bool:
         """Whether any shard belongs to a split."""

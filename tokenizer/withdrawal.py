@@ -76,7 +76,8 @@ def withdraw(plan: Withdrawal, request: Mapping[str, Any]) -> Path | None:
             renewed[shard.name] = _rewritten(folder, shard, plan.places[shard.name], index, tokenizer)
         sync_folder(folder)
         shards = tuple(new for shard in index.shards if (new := renewed.get(shard.name, shard)))
-        index = replace(index, shards=shards, revision=revision)
+        gone = index.withdrawn_files + len(plan.found)
+        index = replace(index, shards=shards, revision=revision, withdrawn_files=gone)
         receipt = write_receipt(folder, revision, _facts(plan, index, renewed, request), _files(plan))
         index.save(folder)
     for name in strays(folder, index):
