@@ -9,17 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import small_shards
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data_set import call, small_files, write_data_set, write_small_ledger
+from tokenizers import Tokenizer
 
 from tokenizer import inspect_shards, shards
 from tokenizer.inspect_shards import forget, verify
 from tokenizer.receipts import withdrawn_ids
 from tokenizer.shards import ShardIndex, TokenStream, open_shard
-from tokenizer.withdrawal import alone
+from tokenizer.withdrawal import _text_bytes, alone
 
 FILES = small_files()
 # In the child: forget runs in a copy of the shards and is killed at its n-th call of these, before or after it.
@@ -112,6 +115,23 @@ def test_what_is_left_is_what_would_have_been_written_without(made, tmp_path_fac
     on_disk = {path.name for path in folder.iterdir()}
     assert on_disk == {"index.json", "tokenizer", "receipts", *(shard.name for shard in after.shards)}
     _require_true_receipt(folder, before, after, gone)
+
+
+def test_bytes_of_text_do_not_count_the_names_before_it(tmp_path):
+    encoder = small_shards.make_tokenizer(tmp_path / "tokenizer", 310)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<repo_name>", "<file_sep>"])
+    name, separator = (tokenizer.token_to_id(text) for text in ("<repo_name>", "<file_sep>"))
+
+    def ids(text):
+        return encoder.encode(pa.array([text]))[0].tolist()[:-1]
+
+    for text in ("", "x = 1\n\n", "é\n<file_sep>\n"):
+        plain, path = ids(text), ids("a/b é.py\n")
+        first, other = [name, *ids("Owner/Repo"), separator, *path, *plain], [separator, *path, *plain]
+        for whole in (plain, first, other):
+            for end in ([], [encoder.end_of_text_id]):
+                assert _text_bytes(whole + end, tokenizer) == len(text.encode())
 
 
 def _require_true_receipt(folder, before, after, gone):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _PARTIAL = ".forget"
+_FILE_SEPARATOR = "<file_sep>"
 
 
 @dataclass
@@ -115,8 +116,7 @@ def _rewritten(
             file_ids = ids_of_column(batch.column("file_id"))
             for row, (begin, end) in enumerate(itertools.pairwise(offsets)):
                 if first_row + row in dropped:
-                    text = tokenizer.decode(tokens[begin:end].tolist(), skip_special_tokens=True)
-                    gone_bytes += len(text.encode())
+                    gone_bytes += _text_bytes(tokens[begin:end].tolist(), tokenizer)
                 else:
                     writer.append(tokens[begin:end], file_ids[row : row + 1].tobytes(), 0)
             first_row += batch.num_rows
@@ -125,6 +125,15 @@ def _rewritten(
         os.fsync(sink.fileno())
     partial.replace(folder / name)
     return replace(entry, text_bytes=shard.text_bytes - gone_bytes)
+
+
+def _text_bytes(ids: list[int], tokenizer: "Tokenizer") -> int:
+    """UTF-8 bytes of a document's text, without the names of repository and path that may stand before it."""
+    separator = tokenizer.token_to_id(_FILE_SEPARATOR)
+    if separator is None or separator not in ids:
+        return len(tokenizer.decode(ids, skip_special_tokens=True).encode())
+    text: str = tokenizer.decode(ids[ids.index(separator) + 1 :], skip_special_tokens=True)
+    return len(text.partition("\n")[2].encode())
 
 
 def _tokenizer(folder: Path, index: ShardIndex) -> "Tokenizer":
