@@ -1,4 +1,5 @@
-"""Withdrawing files from finished shards: what is left is, byte for byte, what would have been written without them.
+"""Withdrawing files from finished shards: what is left is, byte for byte, what would have been written without them
+(by repository: but for the name before a withdrawn first file, and the end of the text behind a last one).
 
 Only the shards that hold a withdrawn file are written again, under new names (`….r0001.arrow` is of revision 1). Then
 come the receipt, the new index, which is the moment that counts, and at last the removal of the old shards. Killed
