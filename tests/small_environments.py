@@ -1,4 +1,7 @@
-"""Environments for libraries that the project does not depend on: made once, under .bench, with pinned versions."""
+"""Environments for libraries that the project does not depend on: made once, under .bench, with pinned versions.
+
+That of mosaicml-streaming takes 6 GB: its torchvision wants a torch of its own.
+"""
 
 import shutil
 import subprocess
