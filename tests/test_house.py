@@ -15,7 +15,7 @@ ENTRIES = sorted(
     path.relative_to(ROOT).as_posix()
     for package in PACKAGES
     for path in (ROOT / package).glob("*.py")
-    if "\n    run(main)" in path.read_text()
+    if re.search(r"\n    run\((main|\[[a-z, ]+\])\)", path.read_text())
 )
 # Names that an installed library is imported by; a module of the same name beside a script would hide it.
 LIBRARIES = {
@@ -95,6 +95,8 @@ def test_readme_commands_are_real(command):
     for word in words:
         if word.startswith(("infra/", "training/configs/")):
             assert (ROOT / word).exists(), word
-    options = {word.split("=")[0] for word in words[words.index(script) :] if word.startswith("--")}
-    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    given = words[words.index(script) + 1 :]
+    options = {word.split("=")[0] for word in given if word.startswith("--")}
+    asked = [sys.executable, script, *given[: not given[0].startswith("--")], "--help"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
     assert options <= set(re.findall(r"--[a-zA-Z_.]+", done.stdout))

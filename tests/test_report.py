@@ -11,12 +11,14 @@ from collections import Counter
 from contextlib import nullcontext
 
 import pytest
+from small_shards import make_tokenizer
 from small_workspace import FILES, HOSTILE, File, make_workspace, write_shards
 
-from spark_jobs import report, tables
+from spark_jobs import explain, report, tables
 from spark_jobs.reporting import charts, page, training_run, units
 from spark_jobs.reporting.contents import figures_of
 from spark_jobs.reporting.workspace import Workspace
+from tokenizer.inspect_shards import forget
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +194,19 @@ def test_tables_that_disagree_make_no_page(workspace, write_report, tmp_path, da
     with pytest.raises((RuntimeError, ValueError), match=r"do not reconcile|was not made from the"):
         write_report(folder, tmp_path / "out" / "report.html")
     assert not (tmp_path / "out").exists()
+
+
+def test_withdrawn_files_reconcile_and_are_told(workspace, write_report, tmp_path, capsys):
+    folder = shutil.copytree(workspace, tmp_path / "withdrawn")
+    assert make_tokenizer(folder / "shards" / "tokenizer").vocab_size == 300
+    gone = next(file for file in FILES if file.path == "leader.py")
+    forget(shards=str(folder / "shards"), file_ids=[gone.file_id.hex()])
+    write_report(folder, tmp_path / "out" / "report.html")
+    assert (tmp_path / "out" / "report.html").is_file()
+    capsys.readouterr()
+    assert explain.main(workspace=str(folder), path="leader.py") == 0
+    receipt = folder / "shards" / "receipts" / "forget-0001.json"
+    assert capsys.readouterr().out.splitlines()[-1] == f"It was withdrawn from the shards: {receipt}."
 
 
 def test_tables_of_other_inputs_are_refused(workspace, write_report, tmp_path):

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenizer import shards
+from tokenizer import shards, token_stream
 from tokenizer.shards import INDEX_NAME, ShardIndex, ShardWriter, TokenStream, shard_schema, token_dtype
 
 VOCABULARIES = [3, 300, 1 << 16, (1 << 16) + 1, 1 << 20]
@@ -52,6 +55,8 @@ def test_every_run_of_tokens_is_read_as_it_was_written(data_set, data):
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
         folder = Path(place)
         patch.setattr(shards, "BATCH_TOKENS", batch_tokens)
+        patch.setattr(token_stream, "MAX_MAPS", data.draw(st.integers(1, 4)))
+        patch.setattr(token_stream, "SHORT_TOKENS", data.draw(st.integers(0, 10)))
         entries = write_shards(folder, documents, vocab_size)
         save(folder, entries, vocab_size)
         expected = [token for shard in documents for ids in shard for token in ids]
@@ -69,6 +74,51 @@ def test_every_run_of_tokens_is_read_as_it_was_written(data_set, data):
         for entry, shard in zip(entries, documents, strict=True):
             assert (entry.rows, entry.tokens) == (len(shard), sum(map(len, shard)))
             assert entry.file_bytes == (folder / entry.name).stat().st_size
+
+
+def test_ten_thousand_shards_open_at_once_in_little_memory(tmp_path):
+    """Names of one file: what grows with the number of shards would grow all the same."""
+    (entry,) = write_shards(tmp_path, [[list(range(300))] * 200])
+    entries = [dataclasses.replace(entry, name=f"{number}.arrow") for number in range(10_000)]
+    for other in entries:
+        os.link(tmp_path / entry.name, tmp_path / other.name)
+    save(tmp_path, entries)
+    program = """
+import random, resource, sys, time
+import numpy as np
+from tokenizer.token_stream import MAX_MAPS, TokenStream
+seconds = []
+for _ in range(3):
+    begin = time.perf_counter()
+    stream = TokenStream(sys.argv[1])
+    seconds.append(time.perf_counter() - begin)
+out, place = np.empty(65, stream.dtype), random.Random(0)
+def maps():
+    return sum(sys.argv[1] in line for line in open("/proc/self/maps"))
+def touch(shards):
+    for number in shards:
+        for long in (False, number % 7 == 0):
+            start = number * 60_000 + place.randrange(60_000 - 65)
+            read = np.empty(66_000, stream.dtype) if long and number < 9_998 else out
+            stream.read(start, read)
+            assert np.array_equal(read, (np.arange(start, start + len(read)) % 60_000 % 300).astype(stream.dtype))
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() // 1024
+few = touch(random.Random(1).sample(range(1000), 1000))
+many = touch(random.Random(1).sample(range(10_000), 10_000))
+print(min(seconds), few, many, maps(), MAX_MAPS)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    seconds, few, many, maps, bound = map(float, done.stdout.split())
+    assert seconds < 1
+    assert 0 < maps <= bound + 1
+    assert many - few < 12_000, (few, many)  # KiB: of each shard that was touched its layout, some 600 bytes
 
 
 def test_any_arrow_reader_opens_a_shard(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from pyspark.sql import functions as F
 from spark_jobs.content import LOCATION, pieces
 from spark_jobs.reporting.shard_rows import place_of
 from spark_jobs.reporting.workspace import Workspace
+from tokenizer.receipts import receipt_with
 
 CANDIDATES = 20
 REMOVED = 10
@@ -34,6 +36,7 @@ class Facts:
         first_removed: some of these rows of the duplicates.
         shard: shard, row in it and tokens, if it is in one.
         has_shards: whether there are shards.
+        receipt: of its withdrawal from the shards, if it was withdrawn.
     """
 
     ledger: Row
@@ -47,6 +50,7 @@ class Facts:
     first_removed: Sequence[Row]
     shard: tuple[str, int, int] | None
     has_shards: bool
+    receipt: Path | None
 
 
 def candidates(ledger: DataFrame, path: str | None, file_id: str | None) -> list[Row]:
@@ -98,6 +102,7 @@ def facts_of(spark: SparkSession, workspace: Workspace, ledger: Row) -> Facts:
         first_removed=first_removed,
         shard=place_of(bytes(ledger.file_id), workspace.shards_folder, index) if index else None,
         has_shards=index is not None,
+        receipt=receipt_with(workspace.shards_folder, index.revision, bytes(ledger.file_id)) if index else None,
     )
 
 

@@ -128,7 +128,7 @@ def check_shards(by_kind: list[Row], ledger: DataFrame, places: DataFrame, index
         Check(
             "The kept files are the rows of the shards",
             {
-                "kept": kept,
+                "kept and not withdrawn": kept - index.withdrawn_files,
                 "kept and in a shard": placed,
                 "rows": counted["rows"] or 0,
                 "distinct ids": counted["ids"] or 0,

@@ -122,6 +122,8 @@ def _consequences(facts: Facts) -> list[str]:
         lines.append(f"  and {count(facts.removed - len(facts.first_removed))} more")
     if not facts.has_shards:
         return [*lines, "", "There are no shards yet."]
+    if facts.receipt is not None:
+        return [*lines, "", f"It was withdrawn from the shards: {facts.receipt}."]
     if facts.shard is None:
         return [*lines, "", "It is in no shard, although it is kept: write the shards again."]
     shard, row, tokens = facts.shard

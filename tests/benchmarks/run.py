@@ -1,4 +1,4 @@
-"""make bench: near-duplicate removal against the exact truth, against other tools, and as the corpus grows.
+"""make bench: near-duplicate removal against the exact truth, against other tools, and as the corpus grows; shards.
 
 Prints one table and exits with 1 if a bar is missed. Corpora and the environments of other tools stay in .bench, which
 takes about 5 GB; `--only accuracy` and the like run a part.
@@ -20,12 +20,14 @@ from exact_join import Truth, check, similar_pairs
 from judge import Verdict, judge
 from near_duplicates import decisions, job_on, start_up_seconds, working_seconds
 from peers import PEERS, QUOTED, Peer, run_peer
+from reading import MANY, figures
 from synthetic import synthetic_corpus
 from table import Line, at_least, at_most, rendered
 
 THRESHOLDS = (0.7, 0.85)
 CHECKED_FILES = 1000
 RESIDUAL_BAR, GROWTH_BAR, SHUFFLE_BAR, MEMORY_BAR_BYTES = 0.002, 1.1, 1.2, 2e9
+SEQUENTIAL_BAR, ORDER_BAR, OPEN_BAR_SECONDS, SHARD_BAR_BYTES = 200, 20, 1, 2048
 SMALL_HEAP = "512m"
 
 
@@ -103,6 +105,21 @@ def memory() -> Iterator[Line]:
     yield Line("memory", "shuffle of a million files", f"{job.shuffle_bytes / 1e6:,.0f} bytes a file")
 
 
+def reading() -> Iterator[Line]:
+    """Token shards in the page cache, read by one process."""
+    found = figures()
+    yield at_least("reading", "million tokens a second, in sequence", found["sequential"], SEQUENTIAL_BAR, "{:,.0f}")
+    order, flat = found["training_order"], found["nanogpt_order"]
+    aside = f" (windows of a flat file as nanoGPT reads them: {flat:,.0f})"
+    yield at_least("reading", "million tokens a second, in training's order", order, ORDER_BAR, "{:,.0f}", aside)
+    many = found["training_order_of_many"]
+    aside = f" (first {found['first_touch_microseconds']:,.0f} µs for each, once)"
+    yield at_least("reading", f"the same from {MANY:,} shards", many, ORDER_BAR, "{:,.0f}", aside)
+    yield at_most("reading", f"seconds to open {MANY:,} shards", found["open_seconds"], OPEN_BAR_SECONDS)
+    what = "bytes of memory for a shard that was touched"
+    yield at_most("reading", what, found["touched_bytes"], SHARD_BAR_BYTES, "{:,.0f}")
+
+
 @cache
 def _truth() -> tuple[Truth, int]:
     """All similar pairs of the accuracy corpus, and how many of them brute force has confirmed."""
@@ -151,7 +168,7 @@ def _finished(name: str, lines: Iterator[Line]) -> Iterator[Line]:
 
 
 def main() -> int:
-    parts = {part.__name__: part for part in (accuracy, peers, speed, growth, memory)}
+    parts = {part.__name__: part for part in (accuracy, peers, speed, growth, memory, reading)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="the parts to run")
     chosen = parser.parse_args().only

@@ -1,0 +1,59 @@
+"""The job's own shards: sound by their ledger, and after damage byte by byte as before, without withdrawn files."""
+
+import inspect
+import random
+from pathlib import Path
+
+import pytest
+from small_corpus import code, document, write_documents, write_ledger
+from small_data_set import call
+
+from spark_jobs import write_shards
+from tokenizer import inspect_shards
+from tokenizer.inspect_shards import find, forget, repair, show, verify
+from tokenizer.shards import ShardIndex
+from tokenizer.train import trained
+
+
+@pytest.fixture(scope="module")
+def job(spark, tmp_path_factory):
+    """(inputs of the job by option, its output, ids of its files)."""
+    folder, draw = tmp_path_factory.mktemp("job"), random.Random(3)
+    rows = [document(code(draw, 30), repo=f"Owner/repo{n % 6}", path=f"{n}.py") for n in range(60)]
+    documents = write_documents(folder / "documents", rows, 2)
+    ledger = write_ledger(folder / "ledger", documents, {row["file_id"] for row in rows})
+    (folder / "tokenizer").mkdir()
+    trained([row["content"] for row in rows], 400).save(str(folder / "tokenizer" / "tokenizer.json"))
+    inputs = {"documents": documents, "ledger": ledger, "tokenizer": str(folder / "tokenizer")}
+    write_shards.main(**inputs, output=str(folder / "shards"), validation_share=0.2)
+    return inputs, folder / "shards", [row["file_id"] for row in rows]
+
+
+def test_the_job_is_sound_by_its_ledger_and_repaired_after_damage(job, capsys):
+    inputs, folder, file_ids = job
+
+    def run(*words):
+        code_ = call([show, verify, repair, find, forget], *words)
+        printed = capsys.readouterr()
+        return code_, printed.out + printed.err
+
+    options = ("--shards", folder, "--ledger", inputs["ledger"])
+    assert run("verify", *options)[0] == 0
+    assert run("forget", "--shards", folder, "--file_ids", *(file_id.hex() for file_id in file_ids[::7]))[0] == 0
+    assert run("forget", *options, "--repos", "owner/REPO3")[0] == 0
+    assert run("verify", *options)[0] == 0
+    index = ShardIndex.load(folder)
+    assert index.revision == 2
+    if "repair" not in inspect.signature(write_shards.main).parameters:
+        pytest.skip("write_shards has no --repair here")
+    good = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    first, last = (folder / index.shards[number].name for number in (0, -1))
+    first.write_bytes(b"\1" + good[first][1:])
+    last.unlink()
+    settings = Path(__file__).parents[1] / "infra" / "spark" / "local.conf"
+    more = ("--documents", inputs["documents"], "--properties_file", settings)
+    code_, text = run("repair", *options, *more)
+    assert code_ == 0, text
+    assert "sound, and what the ledger keeps" in text
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == good
+    assert inspect_shards.WRITE_SHARDS.samefile(write_shards.__file__)

@@ -1,0 +1,1 @@
+"""Token shards in the formats of other trainers: each module writes one, document by document, in bounded memory."""
