@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from small_corpus import code, document, write_documents, write_ledger
 
-from spark_jobs import sharding, write_shards
+from spark_jobs import write_shards
+from spark_jobs.sharding import steps
 from tokenizer.encode import END_OF_TEXT, Encoder
 from tokenizer.shards import INDEX_NAME, ShardIndex, TokenStream, open_shard, verify_shard
 from tokenizer.train import trained
 
-SHARD_BYTES = 1 << 16
+SHARD_TOKENS = 1 << 15
+SETTINGS = {"validation_share": 0.2, "test_share": 0.1, "shard_tokens": SHARD_TOKENS}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def folders(spark, inputs, tmp_path_factory):
     """Shards by the number of files that the documents came in."""
     folder = tmp_path_factory.mktemp("shards")
     for parts, given in inputs.items():
-        write_shards.main(**given, output=str(folder / str(parts)), validation_share=0.2, shard_bytes=SHARD_BYTES)
+        write_shards.main(**given, output=str(folder / str(parts)), **SETTINGS)
     return {parts: folder / str(parts) for parts in inputs}
 
 
@@ -101,7 +103,7 @@ def test_every_kept_document_is_there_once_and_decodes_to_its_text(folders, kept
         assert shard.rows == len(inside)
         assert shard.tokens == sum(len(found[file_id][1]) for file_id in inside)
         assert shard.text_bytes == sum(kept[file_id]["size"] for file_id in inside)
-        assert shard.text_bytes < 3 * SHARD_BYTES
+        assert shard.tokens < 2 * SHARD_TOKENS
     assert (index.vocab_size, index.end_of_text_id) == (encoder.vocab_size, encoder.end_of_text_id)
     assert index.tokenizer_fingerprint == encoder.fingerprint == Encoder(folder / "tokenizer").fingerprint
     assert len(TokenStream(folder, "train", verify=True)) == sum(shard.tokens for shard in index.of_split("train"))
@@ -109,20 +111,22 @@ def test_every_kept_document_is_there_once_and_decodes_to_its_text(folders, kept
 
 def test_repositories_are_held_out_whole(folders, kept):
     index = ShardIndex.load(folders[1])
-    sides = {"train": set(), "validation": set()}
+    sides = {"train": set(), "validation": set(), "test": set()}
     for shard, file_id, _ in rows_of(folders[1], index):
         sides[shard.split].add(kept[file_id]["repo"])
-    assert sides["train"] & sides["validation"] == set()
-    assert sides["train"] | sides["validation"] == {row["repo"] for row in kept.values()}
-    held_out = sum(shard.text_bytes for shard in index.of_split("validation"))
-    assert 0.1 < held_out / sum(row["size"] for row in kept.values()) <= 0.3
+    assert set.union(*sides.values()) == {row["repo"] for row in kept.values()}
+    assert sum(map(len, sides.values())) == len({row["repo"] for row in kept.values()})
+    total = sum(row["size"] for row in kept.values())
+    for split, share in (("validation", 0.2), ("test", 0.1)):
+        held_out = sum(shard.text_bytes for shard in index.of_split(split))
+        assert share / 2 < held_out / total <= share * 1.5
     assert "repo0" in sides["train"]  # it would overshoot the share by far
 
 
 def test_a_finished_folder_is_skipped_and_another_refused(folders, inputs, tmp_path):
     folder = folders[1]
     stamp = (folder / INDEX_NAME).stat().st_mtime_ns
-    job = partial(write_shards.main, **inputs[1], shard_bytes=SHARD_BYTES)
+    job = partial(write_shards.main, **inputs[1], shard_tokens=SHARD_TOKENS, test_share=0.1)
     job(output=str(folder), validation_share=0.2)
     assert (folder / INDEX_NAME).stat().st_mtime_ns == stamp
     with pytest.raises(FileExistsError, match="--overwrite"):
@@ -139,8 +143,8 @@ def test_a_finished_folder_is_skipped_and_another_refused(folders, inputs, tmp_p
 
 
 def test_another_seed_gives_another_order_and_no_share_no_validation(spark, inputs, folders, kept, tmp_path):
-    job = partial(write_shards.main, **inputs[3], shard_bytes=SHARD_BYTES)
-    job(output=str(tmp_path / "seed"), validation_share=0, seed=5)
+    job = partial(write_shards.main, **inputs[3], shard_tokens=SHARD_TOKENS)
+    job(output=str(tmp_path / "seed"), validation_share=0, test_share=0, seed=5)
     index = ShardIndex.load(tmp_path / "seed")
     assert {shard.split for shard in index.shards} == {"train"}
     order = [file_id for _, file_id, _ in rows_of(tmp_path / "seed", index)]
@@ -153,7 +157,7 @@ def test_another_seed_gives_another_order_and_no_share_no_validation(spark, inpu
     ("wrong", "told"),
     [
         ({"validation_share": 0.6}, "validation_share is 0.6"),
-        ({"shard_bytes": 1000}, "shard_bytes is 1000"),
+        ({"shard_tokens": 1000}, "shard_tokens is 1000"),
         ({"tokenizer": "/nowhere"}, "holds no tokenizer.json"),
         ({"ledger": "/nowhere"}, "does not exist"),
     ],
@@ -170,24 +174,26 @@ def test_a_ledger_of_other_documents_is_refused(inputs, tmp_path):
         write_shards.main(**{**inputs[1], "documents": other}, output=str(tmp_path / "out"))
 
 
-def test_a_failure_leaves_nothing(spark, inputs, tmp_path, kept):
+def test_a_failure_leaves_no_index(spark, inputs, tmp_path, kept):
     documents = write_documents(tmp_path / "documents", list(kept.values()), 2)
     ledger = write_ledger(tmp_path / "ledger", documents, kept)
     part = tmp_path / "documents" / "part-1.parquet"
     part.write_bytes(bytes(part.stat().st_size))
     with pytest.raises(Exception, match="Parquet magic bytes not found"):
         write_shards.main(**{**inputs[1], "documents": documents, "ledger": ledger}, output=str(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=r"index\.json is missing"):
+        ShardIndex.load(tmp_path / "out")
 
 
-def test_what_a_killed_attempt_left_is_gone_in_the_end(workspace, tmp_path, monkeypatch):
-    layout_of = sharding.layout_of
+def test_what_killed_attempts_left_is_gone_in_the_end(workspace, tmp_path, monkeypatch):
+    layout_of = steps.layout_of
 
-    def layout_while_an_attempt_dies(*arguments):
-        (tmp_path / "shards" / "_train-00000-of-00001.arrow.dead").write_bytes(b"half")
+    def layout_while_attempts_die(*arguments):
+        for name in ("_work/train-00000-of-00001.arrow.dead.partial", "train-00007-of-00009.arrow", "_work/x.json"):
+            (tmp_path / "shards" / name).write_bytes(b"half")
         return layout_of(*arguments)
 
-    monkeypatch.setattr(sharding, "layout_of", layout_while_an_attempt_dies)
+    monkeypatch.setattr(steps, "layout_of", layout_while_attempts_die)
     write_shards.main(
         documents=workspace.documents,
         ledger=workspace.ledger,

@@ -46,7 +46,7 @@ CHECKED_AT_START_BYTES, CHECKED_BYTES, CHECKED_DOCUMENT_BYTES = 1 << 16, 1 << 12
 # What is counted, and how it is told.
 COUNTS = {
     "compared": "documents encoded twice and compared",
-    "differing": "of them gave other ids than tokenizers, which decided",
+    "differing": "documents to which gigatoken gave other ids than tokenizers, which decided",
     "refused": "documents refused by gigatoken and encoded by tokenizers",
     "exact": "documents encoded by tokenizers in all",
     "long": "documents encoded in pieces",
@@ -90,7 +90,8 @@ class Encoder:
         if end is None:
             raise ValueError(f"{path} has no token {END_OF_TEXT}, which ends every document")
         self.end_of_text_id: int = end
-        self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(len(vocabulary), max(vocabulary.values()) + 1)  # ids may have gaps
         self.fingerprint: str = xxhash.xxh3_128_hexdigest(path.read_bytes())
         settings = json.loads(path.read_text())
         self._fast: FastEncoder | None = fast_encoder(settings) if fast else None
