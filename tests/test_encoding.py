@@ -18,7 +18,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from tokenizer import encode, fast_encoding, long_documents
 from tokenizer.encode import END_OF_TEXT, SPECIAL_TOKENS, Encoder
-from tokenizer.fast_encoding import Refused
+from tokenizer.fast_encoding import RefusedError
 from tokenizer.train import SPLIT, trained
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +27,17 @@ WORDS = [
     *[" ", "  ", "\n", "\r\n", "\n\n  ", "\t", "\u3000", "\u00a0", "\x1c", "\x85", "\u2028", "!", "--", "...", "=\n"],
     *SPECIAL_TOKENS[:3],
 ]
-LONG_WORDS = ["a" * 300, "ab" * 170, "日本" * 90, "=" * 400, " " * 350, "\n" * 300, " \n" * 150, "-\n" * 150, "1" * 280]
+LONG_WORDS = [
+    "a" * 300,
+    "ab" * 170,
+    "日本" * 90,
+    "=" * 400,
+    " " * 350,
+    "\n" * 300,
+    " \n" * 150,
+    "-\n" * 150,
+    "1" * 280,
+]
 texts = st.lists(st.sampled_from(WORDS) | st.text(max_size=5), max_size=40).map("".join)
 long_texts = st.lists(st.sampled_from([*WORDS, *LONG_WORDS]) | st.text(max_size=9), max_size=30).map("".join)
 
@@ -181,7 +191,7 @@ class Wrong:
 
     def encode(self, data, bounds):
         if self.refused in data[bounds[0] : bounds[-1]].tobytes():
-            raise Refused("told to")
+            raise RefusedError("told to")
         if self.real:
             return self.real.encode(data, bounds)
         return np.zeros(len(bounds) - 1, np.uint32), np.arange(len(bounds))
@@ -194,7 +204,9 @@ def test_differences_are_counted_and_tokenizers_decides(folders, monkeypatch):
     for _ in range(2):
         assert lists(encoder.encode_batch(pa.array(contents))) == oracle(folders["qwen2"], contents)
     assert encoder.counts == {"compared": 2, "differing": 2, "exact": 6}
-    assert any(line.startswith("2 documents to which gigatoken gave other ids") for line in encode.told(encoder.counts))
+    assert any(
+        line.startswith("2 documents to which gigatoken gave other ids") for line in encode.told(encoder.counts)
+    )
 
 
 def test_what_is_refused_goes_to_tokenizers_document_by_document(folders, monkeypatch):

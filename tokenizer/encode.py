@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import xxhash
 from tokenizers import Tokenizer
 
-from tokenizer.fast_encoding import Bounds, Bytes, FastEncoder, Ids, Refused, fast_encoder
+from tokenizer.fast_encoding import Bounds, Bytes, FastEncoder, Ids, RefusedError, fast_encoder
 from tokenizer.long_documents import PIECE_BYTES, cutter_of, run_ids, token_sizes, unsplit
 
 log = logging.getLogger("corella")
@@ -137,7 +137,7 @@ class Encoder:
             return self._exact(data, bounds)
         try:
             found = Encoded(*self._fast.encode(data, bounds))
-        except Refused as error:
+        except RefusedError as error:
             log.warning("gigatoken refuses %d document(s): %s", len(bounds) - 1, error)
             return self._one_by_one(data, bounds)
         if self._agrees(data, bounds, found):
@@ -154,7 +154,7 @@ class Encoder:
             one = np.array([begin, end], np.int64)
             try:
                 parts.append(Encoded(*self._fast.encode(data, one)))
-            except Refused:
+            except RefusedError:
                 self.counts["refused"] += 1
                 parts.append(self._exact(data, one))
         return _joined(parts)
@@ -221,7 +221,8 @@ def _sample(bounds: Bounds, wanted_bytes: int) -> list[int]:
     fitting = np.flatnonzero((sizes > 0) & (sizes <= CHECKED_DOCUMENT_BYTES))
     start = xxhash.xxh3_64_intdigest(sizes.tobytes()) % max(len(fitting), 1)
     order = np.roll(fitting, -start)
-    return order[: int(np.searchsorted(np.cumsum(sizes[order]), wanted_bytes)) + 1].tolist()
+    numbers: list[int] = order[: int(np.searchsorted(np.cumsum(sizes[order]), wanted_bytes)) + 1].tolist()
+    return numbers
 
 
 def _joined(parts: list[Encoded]) -> Encoded:

@@ -15,7 +15,7 @@ Bounds = NDArray[np.int64]
 Ids = NDArray[np.uint32]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The fast encoder does not take these documents."""
 
 
@@ -30,7 +30,7 @@ class FastEncoder(Protocol):
             bounds: n + 1 bounds of the documents in `data`.
 
         Raises:
-            Refused: it takes at least one of them not.
+            RefusedError: it takes at least one of them not.
         """
 
 
@@ -53,7 +53,7 @@ class Gigatoken:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of the Rust code is no Exception
-            raise Refused(str(error)) from error
+            raise RefusedError(str(error)) from error
         ids, ends = np.asarray(lists.content.data), np.asarray(lists.offsets.data)
         return ids[ends[0] : ends[-1]], ends - ends[0]
 

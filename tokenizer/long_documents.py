@@ -1,10 +1,10 @@
 """Documents of any length in linear time and bounded memory, with the ids that `tokenizers` gives the whole.
 
-A long document is cut where the pre-tokenizer's pattern splits it for certain, so that the pieces encode independently.
+A long document is cut where the pre-tokenizer's pattern splits it for certain, so that each piece encodes by itself.
 What has no such place for 64 KB is one pre-token (a run of letters, of punctuation, of white space). It is encoded in
 overlapping chunks: every two neighbouring tokens of what is put together are neighbours in a chunk's encoding too, and
-a sequence of tokens all of whose neighbours stand together is the byte-pair encoding of its text. (The first merge
-across a border of tokens would have happened in the chunk that holds both.) `tokenizers` alone needs some 10 GB for
+then it is the byte-pair encoding of the whole. (The first merge across a border of two tokens would have happened in
+the chunk that holds both.) `tokenizers` alone needs some 10 GB for
 100 MB of one letter and refuses ten million blanks in a row.
 """
 
@@ -105,7 +105,7 @@ class Cutter:
         return Piece(begin, end, run=True, blank=True)
 
     def _run_end(self, data: Bytes, end: int) -> int:
-        """Where the run of one class (letters, numbers, white space, other) ends whose last known byte is at end - 1."""
+        """Where the run of letters, numbers, white space or others ends whose last known byte is at end - 1."""
         while end < len(data):
             begin = _character_start(data, end - 1)
             stop = _character_start(data, min(end + WINDOW_BYTES, len(data)))

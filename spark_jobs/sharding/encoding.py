@@ -152,9 +152,7 @@ def _encoded_part(work: Iterator[pa.RecordBatch], sources: Sources, folder: Path
     return part.close(facts)
 
 
-def _documents(
-    batch: pa.RecordBatch, sources: Sources, encoding: Encoder, replaced: Counter[str]
-) -> pa.RecordBatch:
+def _documents(batch: pa.RecordBatch, sources: Sources, encoding: Encoder, replaced: Counter[str]) -> pa.RecordBatch:
     """Rows of content as rows of a run."""
     by_repository = sources.splits.by_repository
     dtype = token_dtype(sources.vocab_size)

@@ -29,7 +29,8 @@ _CONFIGURATION = re.compile(
     re.IGNORECASE,
 )
 _PYTHON = re.compile(
-    r"^[ \t]*(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]*(\([^)]{0,4000}\)|[^\n#;]*)|import[ \t]+([^\n#;]+))", re.MULTILINE
+    r"^[ \t]*(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]*(\([^)]{0,4000}\)|[^\n#;]*)|import[ \t]+([^\n#;]+))",
+    re.MULTILINE,
 )
 _JAVASCRIPT = re.compile(
     r"(?:\bfrom|\bimport|\brequire[ \t]*\(|\bimport[ \t]*\()[ \t]*[\"'](\.{1,2}(?:/[^\"'\n]{0,500})?)[\"']"
@@ -158,7 +159,7 @@ def _java_files(tree: _Tree, path: str, name: str) -> Iterator[int]:
             if parts[-1] == "*":
                 folder = normpath(f"{root}/{'/'.join(parts[:-1])}").lstrip("/")
                 if folder in tree.folders:
-                    yield from _of_folder(tree, folder, ".java")
+                    yield from tree.folders[folder]
                     return
             for end in (len(parts), len(parts) - 1):  # a static import names a member of a class
                 candidate = normpath(f"{root}/{'/'.join(parts[:end])}.java").lstrip("/")
@@ -178,13 +179,8 @@ def _go_files(tree: _Tree, path: str, name: str) -> Iterator[int]:
     for first in range(len(parts) if "." in parts[0] else 1):
         folder = "/".join(parts[first:])
         if folder in tree.folders and folder != dirname(path):
-            yield from _of_folder(tree, folder, ".go")
+            yield from tree.folders[folder]
             return
-
-
-def _of_folder(tree: _Tree, folder: str, ending: str) -> Iterator[int]:
-    for number in tree.folders[folder]:
-        yield number
 
 
 def _above(folder: str) -> Iterator[str]:

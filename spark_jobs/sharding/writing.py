@@ -46,7 +46,9 @@ class Target:
     withdrawn: frozenset[bytes] = frozenset()
 
 
-def write(spark: SparkSession, numbers: Iterable[int], target: Target, expected: Expected | None = None) -> list[Shard]:
+def write(
+    spark: SparkSession, numbers: Iterable[int], target: Target, expected: Expected | None = None
+) -> list[Shard]:
     """Write shards by their numbers; their entries in that order. What an attempt leaves lies in the work folder.
 
     Args:
@@ -63,9 +65,8 @@ def write(spark: SparkSession, numbers: Iterable[int], target: Target, expected:
         for batch in batches:
             for at in batch.column(0).to_pylist():
                 entry = write_shard(wanted[at], target, (expected or {}).get(wanted[at]))
-                yield pa.record_batch(
-                    [pa.array([wanted[at]], pa.int32()), pa.array([json.dumps(asdict(entry))])], names=["number", "entry"]
-                )
+                row = [pa.array([wanted[at]], pa.int32()), pa.array([json.dumps(asdict(entry))])]
+                yield pa.record_batch(row, names=["number", "entry"])
 
     rows = spark.range(0, len(wanted), 1, min(len(wanted), MAX_TASKS)).mapInArrow(run, _ENTRY_ROW).collect()
     return [Shard(**json.loads(row.entry)) for row in sorted(rows, key=lambda row: row.number)]
@@ -87,8 +88,8 @@ def write_shard(number: int, target: Target, expected: Shard | None = None) -> S
         if entry.xxh3_128 != expected.xxh3_128:
             partial.unlink()
             raise ValueError(
-                f"{name} would be other bytes than the index says: the tokenizer, its library or the documents are not "
-                "those that it was written with; write the shards anew with --overwrite"
+                f"{name} would be other bytes than the index says: it was written with another tokenizer, version of "
+                "its library or of Corella; write the shards anew with --overwrite"
             )
         entry = expected
     partial.replace(target.folder / name)
@@ -130,7 +131,9 @@ class _Documents:
         """Documents in an order; the first gets tokens before it, the last ones behind it."""
         stays = self._stays(order)
         ends = np.cumsum(self.sizes[order])
-        cuts = np.searchsorted(ends, np.arange(GATHERED_TOKENS, int(ends[-1]) if len(ends) else 0, GATHERED_TOKENS)) + 1
+        cuts = (
+            np.searchsorted(ends, np.arange(GATHERED_TOKENS, int(ends[-1]) if len(ends) else 0, GATHERED_TOKENS)) + 1
+        )
         for first, last in pairwise(np.unique([0, *cuts.tolist(), len(order)]).tolist()):
             parts, sizes = self._copied(order[first:last])
             if head is not None and first == 0:

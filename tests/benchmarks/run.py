@@ -1,4 +1,5 @@
-"""make bench: near-duplicate removal against the exact truth, against other tools, and as the corpus grows.
+"""make bench: near-duplicate removal against the exact truth, against other tools, and as the corpus grows; the token
+layer beside tokenizers and datatrove.
 
 Prints one table and exits with 1 if a bar is missed. Corpora and the environments of other tools stay in .bench, which
 takes about 5 GB; `--only accuracy` and the like run a part.
@@ -13,6 +14,7 @@ from pathlib import Path
 import corpus
 import numpy as np
 import pyarrow as pa
+import token_layer
 
 sys.path.append(str(Path(__file__).parents[1]))  # for tests/oracles.py
 
@@ -103,6 +105,16 @@ def memory() -> Iterator[Line]:
     yield Line("memory", "shuffle of a million files", f"{job.shuffle_bytes / 1e6:,.0f} bytes a file")
 
 
+def encoding() -> Iterator[Line]:
+    """Token ids beside those of `tokenizers`."""
+    return token_layer.encoding_lines()
+
+
+def shards() -> Iterator[Line]:
+    """The whole job from documents to shards beside datatrove."""
+    return token_layer.shards_lines()
+
+
 @cache
 def _truth() -> tuple[Truth, int]:
     """All similar pairs of the accuracy corpus, and how many of them brute force has confirmed."""
@@ -151,7 +163,7 @@ def _finished(name: str, lines: Iterator[Line]) -> Iterator[Line]:
 
 
 def main() -> int:
-    parts = {part.__name__: part for part in (accuracy, peers, speed, growth, memory)}
+    parts = {part.__name__: part for part in (accuracy, peers, speed, growth, memory, encoding, shards)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="the parts to run")
     chosen = parser.parse_args().only
