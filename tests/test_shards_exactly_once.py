@@ -17,7 +17,7 @@ import pytest
 from small_corpus import code, document, write_documents, write_ledger
 
 from spark_jobs import write_shards
-from spark_jobs.sharding import encoding, writing
+from spark_jobs.sharding import encoding, work, writing
 from spark_jobs.sharding.layout import Layout, Splits
 from tokenizer.encode import Encoder
 from tokenizer.shards import INDEX_NAME, ShardIndex
@@ -89,12 +89,12 @@ def wait_for(job, condition):
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(spark, inputs, undisturbed, tmp_path):
     output = tmp_path / "out"
-    work = output / "_work"
-    for condition in (lambda: any(work.glob("part-*")), lambda: len([*work.glob("train-*.json")]) > 2):
+    there = output / "_work"
+    for condition in (lambda: any(there.glob("part-*")), lambda: len([*there.glob("train-*.json")]) > 2):
         with started(inputs, output) as job:
             wait_for(job, condition)
         assert not (output / INDEX_NAME).exists()
-    finished = {path.stem for path in work.glob("train-*.json")}
+    finished = {path.stem for path in there.glob("train-*.json")}
     stamps = {name: (output / name).stat().st_mtime_ns for name in finished}
     (output / max(finished)).write_bytes(b"damaged")  # of one that is damaged meanwhile the entry is not believed
     (output / "train-00000-of-00099.arrow").write_bytes(b"of another layout")
@@ -116,12 +116,17 @@ def test_an_unfinished_run_of_other_settings_is_replaced(spark, inputs, undistur
 
 @pytest.mark.parametrize("tasks", [1, 7, 64])
 def test_the_bytes_are_the_same_from_any_number_of_tasks(spark, inputs, undisturbed, tmp_path, monkeypatch, tasks):
-    monkeypatch.setattr(encoding, "task_count", lambda kept, documents: tasks)
+    monkeypatch.setattr(work, "task_count", lambda spark, documents: tasks)
+    monkeypatch.setattr(work, "FEW_ROWS", 0 if tasks == 7 else 1000)  # a large ledger is left to the workers
     write_shards.main(**inputs, output=str(tmp_path / "out"), **SETTINGS)
     assert files(tmp_path / "out") == files(undisturbed)
 
 
-def test_repair_writes_what_is_broken_and_nothing_else(spark, inputs, undisturbed, tmp_path, capsys):
+@pytest.mark.parametrize("few_rows", [0, 1000])
+def test_repair_writes_what_is_broken_and_nothing_else(
+    spark, inputs, undisturbed, tmp_path, capsys, monkeypatch, few_rows
+):
+    monkeypatch.setattr(work, "FEW_ROWS", few_rows)
     output = tmp_path / "out"
     shutil.copytree(undisturbed, output)
     index = ShardIndex.load(output)
@@ -180,14 +185,14 @@ def test_a_shard_is_written_twice_at_once_to_the_same_bytes(inputs, undisturbed,
     encoder = Encoder(inputs["tokenizer"])
     known = (inputs["documents"], inputs["tokenizer"], encoder.fingerprint, encoder.vocab_size)
     sources = encoding.Sources(*known, Splits({}, 0, 0, False), True)
-    work = tmp_path / "_work"
-    work.mkdir()
+    place = tmp_path / "_work"
+    place.mkdir()
     reading = [{"part": f"part-{part}.parquet", "row_group": 0, "rows": [0, 1, 2]} for part in range(7)]
     for _ in range(2):
         batches = iter([pa.RecordBatch.from_pylist(reading)])
-        entry = encoding._encoded_part(batches, sources, work, "part-00000")
+        entry = encoding._encoded_part(batches, sources, place, "part-00000")
         assert entry["rows"] == 21
-    target = writing.Target(tmp_path, work, ("part-00000",), Layout((2, 0, 0)), sources)
+    target = writing.Target(tmp_path, place, ("part-00000",), Layout((2, 0, 0)), sources)
     first = [writing.write_shard(number, target) for number in range(2)]
     before = files(tmp_path)
     assert [writing.write_shard(number, target) for number in range(2)] == first

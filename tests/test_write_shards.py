@@ -11,7 +11,8 @@ import pytest
 from small_corpus import code, document, write_documents, write_ledger
 
 from spark_jobs import write_shards
-from spark_jobs.sharding import steps
+from spark_jobs.sharding import encoding, import_order, steps, writing
+from spark_jobs.sharding.layout import Layout, Splits
 from tokenizer.encode import END_OF_TEXT, Encoder
 from tokenizer.shards import INDEX_NAME, ShardIndex, TokenStream, open_shard, verify_shard
 from tokenizer.train import trained
@@ -218,3 +219,92 @@ def test_the_workspace_becomes_shards(workspace, tmp_path):
     found = sorted(file_id for _, file_id, _ in rows_of(tmp_path / "shards", index))
     assert found == sorted(row["file_id"] for row in ledger if row["state"] == "kept")
     assert index.configuration == json.loads(json.dumps(index.configuration))
+
+
+@pytest.fixture(scope="module")
+def repositories(spark, tmp_path_factory, tokenizer):
+    """Shards in the order of repositories, from 1 and from 7 files, and the documents by id."""
+    folder, contents = tmp_path_factory.mktemp("repositories"), {}
+    for number in range(8):
+        contents |= {(f"org/r{number}", path): text for path, text in REPOSITORY.items() if (number + len(path)) % 7}
+    rows = [document(text, repo=repo, path=path) for (repo, path), text in contents.items()]
+    kept, found = {row["file_id"]: row for row in rows}, []
+    for parts in (1, 7):
+        shuffled = random.Random(parts).sample(rows, len(rows))
+        documents = write_documents(folder / f"documents{parts}", shuffled, parts, 5)
+        ledger = write_ledger(folder / f"ledger{parts}", documents, kept)
+        found.append(folder / f"out{parts}")
+        inputs = {"documents": documents, "ledger": ledger, "tokenizer": tokenizer}
+        write_shards.main(
+            **inputs, output=str(found[-1]), order="repository", shard_tokens=1024, validation_share=0.2, test_share=0
+        )
+    return found, kept, inputs
+
+
+REPOSITORY = {
+    "README.md": "What it is\n" * 9,
+    "setup.cfg": "[metadata]\nname = x\n",
+    "pkg/__init__.py": "",
+    "pkg/app.py": "from pkg.base import start\n" + "start()\n" * 30,
+    "pkg/base.py": "import pkg.zero\n\n\ndef start():\n    return zero\n",
+    "pkg/zero.py": "zero = 0\n",
+}
+
+
+def test_repositories_lie_together_in_import_order(repositories, tokenizer):
+    (folder, other), kept, _ = repositories
+    assert [path.read_bytes() for path in sorted(folder.glob("*.arrow"))] == [
+        path.read_bytes() for path in sorted(other.glob("*.arrow"))
+    ]
+    index, encoder = ShardIndex.load(folder), Encoder(tokenizer)
+    rows = list(rows_of(folder, index))
+    assert sorted(file_id for _, file_id, _ in rows) == sorted(kept)
+    assert len({shard.name for shard, _, _ in rows}) > 2
+    name, separator, end = (encoder.id_of(word) for word in ("<repo_name>", "<file_sep>", END_OF_TEXT))
+    stream = [ids for _, _, ids in rows]
+    before = None
+    for (shard, file_id, ids), following in zip(rows, [*rows[1:], None], strict=True):
+        row, expected = kept[file_id], []
+        if before != (shard, row["repo"]):
+            expected += [name, *encoder.encode_batch(pa.array([row["repo"]])).ids]
+        head, text = (encoder.encode_batch(pa.array([part])).ids for part in (f"{row['path']}\n", row["content"]))
+        expected += [separator, *head, *text]
+        if following is None or kept[following[1]]["repo"] != row["repo"]:
+            expected.append(end)
+        assert ids.tolist() == expected
+        before = (shard, row["repo"])
+    assert sum(end in ids for ids in stream) == len({row["repo"] for row in kept.values()})
+    for repo in {row["repo"] for row in kept.values()}:
+        paths = [kept[file_id]["path"] for _, file_id, _ in rows if kept[file_id]["repo"] == repo]
+        assert paths == [path for path in IMPORT_ORDER if path in paths]
+        assert len({shard.name for shard, file_id, _ in rows if kept[file_id]["repo"] == repo}) == 1
+
+
+IMPORT_ORDER = ["README.md", "setup.cfg", "pkg/__init__.py", "pkg/zero.py", "pkg/base.py", "pkg/app.py"]
+
+
+def test_a_huge_repository_comes_by_kind_and_folder_in_lots(repositories, tmp_path, monkeypatch):
+    """As it is with more files than are looked at; with the same tokens and one name and one end."""
+    _, kept, inputs = repositories
+    encoder = Encoder(inputs["tokenizer"])
+    known = (inputs["documents"], inputs["tokenizer"], encoder.fingerprint, encoder.vocab_size)
+    sources = encoding.Sources(*known, Splits({}, 0, 0, True), True)
+    reading = [{"part": f"part-{part}.parquet", "row_group": 0, "rows": list(range(5))} for part in range(7)]
+    work = iter([pa.RecordBatch.from_pylist(reading)])
+    encoding._encoded_part(work, sources, tmp_path, "part")
+    target = writing.Target(tmp_path, tmp_path, ("part",), Layout((1, 0, 0)), sources)
+    small = writing.write_shard(0, target)
+    in_order = {file_id: len(ids) for _, file_id, ids in rows_of(tmp_path, ShardIndex("", 0, 0, (small,)))}
+    monkeypatch.setattr(writing, "MAX_ORDERED_FILES", 2)
+    large = writing.write_shard(0, target)
+    assert (large.rows, large.tokens, large.text_bytes) == (small.rows, small.tokens, small.text_bytes)
+    rows = [
+        (kept[file_id]["repo"], kept[file_id]["path"])
+        for _, file_id, _ in rows_of(tmp_path, ShardIndex("", 0, 0, (large,)))
+    ]
+    assert len(set(rows)) == len(rows) == len(in_order)
+    for repo in {repo for repo, _ in rows}:
+        paths = [path for other, path in rows if other == repo]
+        places = [at for at, (other, _) in enumerate(rows) if other == repo]
+        assert places == list(range(places[0], places[-1] + 1))
+        assert [import_order.kind_of(path) for path in paths] == sorted(map(import_order.kind_of, paths))

@@ -197,15 +197,22 @@ class Encoder:
         """One long pre-token. White space that is cut is split otherwise than the whole: not by gigatoken."""
         if self._unsplit is None:
             self._unsplit, self._sizes = unsplit(self._tokenizer), token_sizes(self._tokenizer)
-        whole, one = self._unsplit, np.zeros(2, np.int64)
+        whole, compared = self._unsplit, False
 
         def exact(part: Bytes) -> Ids:
             texts = [part.tobytes().decode()]
             return np.asarray(whole.encode_batch_fast(texts, add_special_tokens=False)[0].ids, np.uint32)
 
         def fast(part: Bytes) -> Ids:
-            one[1] = len(part)
-            return self._batch(part, one).ids
+            nonlocal compared
+            bounds = np.array([0, len(part)], np.int64)
+            if not compared or self._fast is None:  # chunks are small: were all compared, it would be slow
+                compared = True
+                return self._batch(part, bounds).ids
+            try:
+                return self._fast.encode(part, bounds)[0]
+            except RefusedError:
+                return exact(part)
 
         return run_ids(data, exact if blank or self._fast is None else fast, self._sizes)
 

@@ -11,26 +11,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 from pyspark import TaskContext
 from pyspark.sql import DataFrame
 
-from spark_jobs.content import TASK_BYTES, pieces
+from spark_jobs.content import pieces
 from spark_jobs.rules.redaction import redacted
-from spark_jobs.session import shuffle_tasks
 from spark_jobs.sharding.import_order import imports_of, rank_of
-from spark_jobs.sharding.layout import Layout, Splits
+from spark_jobs.sharding.layout import Splits
 from spark_jobs.sharding.runs import PartWriter, finished_part, run_schema
-from spark_jobs.storage import Storage
 from tokenizer.encode import FILE_SEPARATOR, Encoded, Encoder
 from tokenizer.shards import SPLITS, token_dtype
 
-# Rows of the ledger that a worker gathers before it tells where they lie.
-_GATHERED_ROWS = 1 << 20
-_WORK = "bucket int, part string, row_group int, rows binary"
-_WORK_SCHEMA = pa.schema(
-    [("bucket", pa.int32()), ("part", pa.string()), ("row_group", pa.int32()), ("rows", pa.binary())]
-)
 _ENTRY = "entry string"
 
 
@@ -53,59 +44,6 @@ def encoder(folder: str, fingerprint: str) -> Encoder:
     if found.fingerprint != fingerprint:
         raise ValueError(f"the tokenizer in {folder} is not the one that the run began with; start the run again")
     return found
-
-
-def task_count(kept: DataFrame, documents: str) -> int:
-    """As many tasks as the settings say, or fewer where there is less to read than that."""
-    size = sum(file.size for file in Storage(documents).files())
-    return min(shuffle_tasks(kept.sparkSession), 1 + size // TASK_BYTES)
-
-
-def work_of(
-    kept: DataFrame, tasks: int, splits: Splits, selected: tuple[Layout, frozenset[int]] | None = None
-) -> DataFrame:
-    """Where the kept rows lie: some of a row group's rows in a row, all that is said of it in one task.
-
-    Args:
-        kept: rows of the ledger.
-        tasks: that share them.
-        splits: who is held out.
-        selected: take the rows of these shards alone.
-    """
-
-    def gather(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        waiting, rows = [], 0
-        for batch in batches:
-            if selected:
-                ids, repos = batch.column("file_id").to_pylist(), batch.column("repo").to_pylist()
-                shards = selected[0].shard_of(splits.of(repos), splits.places(ids, repos))
-                batch = batch.filter(pa.array(np.isin(shards, list(selected[1]))))
-            waiting.append(batch.select(["part", "row_group", "row"]))
-            rows += batch.num_rows
-            if rows >= _GATHERED_ROWS:
-                yield _located(pa.Table.from_batches(waiting), tasks)
-                waiting, rows = [], 0
-        if rows:
-            yield _located(pa.Table.from_batches(waiting), tasks)
-
-    names = ["part", "row_group", "row", *(["file_id", "repo"] if selected else [])]
-    return kept.select(names).mapInArrow(gather, _WORK).repartitionById(tasks, "bucket")
-
-
-def _located(rows: pa.Table, tasks: int) -> pa.RecordBatch:
-    """Rows of the ledger as one row a row group, by the task that reads it."""
-    parts = rows["part"].combine_chunks().dictionary_encode()
-    names, codes = parts.dictionary.to_pylist(), parts.indices.to_numpy()
-    groups, numbers = rows["row_group"].to_numpy(), rows["row"].to_numpy().astype(np.int32)
-    order = np.lexsort((numbers, groups, codes))
-    codes, groups, numbers = codes[order], groups[order], numbers[order]
-    changes = (np.diff(codes, prepend=-1) != 0) | (np.diff(groups, prepend=-1) != 0)
-    starts = np.flatnonzero(changes)
-    found = [(names[codes[at]], int(groups[at])) for at in starts]
-    buckets = [xxhash.xxh3_64_intdigest(f"{part}:{group}".encode()) % tasks for part, group in found]
-    lists = [part.tobytes() for part in np.split(numbers, starts[1:])]
-    columns = [buckets, [part for part, _ in found], [group for _, group in found], lists]
-    return pa.record_batch(columns, schema=_WORK_SCHEMA)
 
 
 def encode(work: DataFrame, sources: Sources, folder: Path) -> list[dict[str, Any]]:

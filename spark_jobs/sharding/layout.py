@@ -12,13 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
-from spark_jobs.storage import Storage, parquet_rows
 from tokenizer.shards import SPLITS
 
 log = logging.getLogger("corella")
@@ -29,10 +25,8 @@ MAX_HELD_OUT = 10_000
 # everything is never held out.
 OVERSHOOT = 1.5
 
-# Rows of a ledger that are summed where the job is started, in some tenths of a second.
-SUMMED_HERE_ROWS = 1 << 20
-
-_SUMMED = "order_key long, repo string, size long, files long"
+# What `first_and_sums` returns.
+SUMMED = "order_key long, repo string, size long, files long"
 _SUMMED_SCHEMA = pa.schema(
     [("order_key", pa.int64()), ("repo", pa.string()), ("size", pa.int64()), ("files", pa.int64())]
 )
@@ -105,27 +99,21 @@ def layout_of(split_tokens: Sequence[int], shard_tokens: int) -> Layout:
     return Layout((max(1, train), *others))
 
 
-def splits_of(kept: DataFrame, ledger: str, shares: Sequence[float], seed: int, by_repository: bool) -> Splits:
+def splits_of(sums: Iterable[Mapping[str, Any]], shares: Sequence[float], seed: int, by_repository: bool) -> Splits:
     """Hold out whole repositories, in the order of their hash, until each split but train has its share of bytes.
 
     Args:
-        kept: the kept rows of the ledger.
-        ledger: where it lies; one of few rows is summed here, which spares a job of some seconds.
+        sums: rows of `first_and_sums`.
         shares: of SPLITS but train.
         seed: of the order of repositories and of documents.
         by_repository: whether the files of a repository lie together.
     """
-    if parquet_rows(ledger) <= SUMMED_HERE_ROWS:
-        summed = pa.Table.from_batches(_first_and_sums(_sums_of(ledger), seed)).to_pylist()
-    else:
-        sums = kept.groupBy("repo").agg(F.sum("size").alias("size"), F.count("*").alias("files"))
-        rows = sums.mapInArrow(lambda batches: _first_and_sums(batches, seed), _SUMMED).collect()
-        summed = [row.asDict() for row in rows]
-    totals = [row for row in summed if row["order_key"] is None]
+    rows = list(sums)
+    totals = [row for row in rows if row["order_key"] is None]
     total = sum(row["size"] for row in totals)
     if not total:
         raise ValueError("the ledger keeps no file: there is nothing to write")
-    repos = [row for row in summed if row["order_key"] is not None]
+    repos = [row for row in rows if row["order_key"] is not None]
     repos.sort(key=lambda row: (row["order_key"], row["repo"]))
     held_out = _chosen(repos[:MAX_HELD_OUT], total, shares)
     return Splits(held_out, sum(row["files"] for row in totals), seed, by_repository)
@@ -145,21 +133,7 @@ def _chosen(repos: Sequence[Mapping[str, Any]], total: int, shares: Sequence[flo
     return held_out
 
 
-def _sums_of(ledger: str) -> Iterator[pa.RecordBatch]:
-    """Bytes and files of each repository's kept files, of a ledger of few rows."""
-    storage = Storage(ledger)
-    found = []
-    for info in storage.files():
-        with storage.filesystem.open_input_file(info.path) as file:
-            rows = pq.read_table(file, columns=["repo", "size", "state"])
-        kept = rows.filter(pc.equal(rows["state"], "kept"))
-        found.append(kept.group_by("repo").aggregate([("size", "sum"), ("size", "count")]))
-    together = pa.concat_tables(found, promote_options="permissive").group_by("repo")
-    sums = together.aggregate([("size_sum", "sum"), ("size_count", "sum")])
-    yield from sums.rename_columns(["repo", "size", "files"]).combine_chunks().to_batches()
-
-
-def _first_and_sums(batches: Iterable[pa.RecordBatch], seed: int) -> Iterator[pa.RecordBatch]:
+def first_and_sums(batches: Iterable[pa.RecordBatch], seed: int) -> Iterator[pa.RecordBatch]:
     """The first repositories by a keyed hash, MAX_HELD_OUT at most, and a row without key that has the sums of all.
 
     Args:

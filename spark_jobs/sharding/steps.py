@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 
 from spark_jobs import tables
 from spark_jobs.session import step
-from spark_jobs.sharding import encoding, folder, writing
+from spark_jobs.sharding import encoding, folder, work, writing
 from spark_jobs.sharding.encoding import Sources
 from spark_jobs.sharding.layout import Layout, Splits, layout_of, splits_of
+from spark_jobs.sharding.work import Kept, Selection
 from tokenizer import encode
 from tokenizer.encode import Encoder
 from tokenizer.shards import INDEX_NAME, Shard, ShardIndex
@@ -90,14 +91,14 @@ def settings_written(inputs: Inputs, output: str) -> Settings:
 
 def write(spark: SparkSession, inputs: Inputs, settings: Settings, place: Path) -> ShardIndex:
     """Encode the kept documents, write every shard that is not there yet, then the tokenizer's files and the index."""
-    kept = _kept(spark, inputs)
+    kept = Kept(spark, inputs.ledger)
     with step(spark, "write_shards: choosing the held-out repositories"):
-        splits = _splits(kept, inputs, settings)
-    work, sources = place / folder.WORK_NAME, inputs.sources(splits, settings)
-    tasks = encoding.task_count(kept, inputs.documents)
+        splits = _splits(kept, settings)
+    parts_folder, sources = place / folder.WORK_NAME, inputs.sources(splits, settings)
+    tasks = work.task_count(spark, inputs.documents)
     folder.recorded(place, "parts", {"tasks": tasks, "cut": tables.cut(inputs.documents)})
     with step(spark, "write_shards: encoding"):
-        entries = encoding.encode(encoding.work_of(kept, tasks, splits), sources, work)
+        entries = encoding.encode(work.work_of(kept, tasks), sources, parts_folder)
     encoded = encoding.sums(entries)
     if encoded["rows"] != splits.files:
         raise RuntimeError(f"{encoded['rows']:,} documents were encoded of {splits.files:,} kept ones")
@@ -107,7 +108,7 @@ def write(spark: SparkSession, inputs: Inputs, settings: Settings, place: Path) 
         names = [layout.name_of(number)[0] for number in range(layout.count)]
         there = folder.finished_shards(spark, place, names)
         missing = [number for number, name in enumerate(names) if name not in there]
-        target = writing.Target(place, work, parts, layout, sources)
+        target = writing.Target(place, parts_folder, parts, layout, sources)
         written = {shard.name: shard for shard in writing.write(spark, missing, target)}
     shards = tuple((written | there)[name] for name in names)
     _require_all(shards, splits.files)
@@ -135,16 +136,16 @@ def repair(spark: SparkSession, inputs: Inputs, settings: Settings, place: Path)
     numbers = sorted(absent | {number for number, shard in entries.items() if shard.name in bad})
     if not numbers:
         return []
-    kept = _kept(spark, inputs)
+    kept = Kept(spark, inputs.ledger)
     with step(spark, "write_shards: choosing the held-out repositories"):
-        splits = _splits(kept, inputs, settings)
-    work, sources = place / folder.WORK_NAME, inputs.sources(splits, settings)
-    tasks = encoding.task_count(kept, inputs.documents)
+        splits = _splits(kept, settings)
+    parts_folder, sources = place / folder.WORK_NAME, inputs.sources(splits, settings)
+    tasks = work.task_count(spark, inputs.documents)
     with step(spark, f"write_shards: encoding what {len(numbers)} shard(s) hold"):
-        chosen = encoding.work_of(kept, tasks, splits, (layout, frozenset(numbers)))
-        parts = tuple(entry["name"] for entry in encoding.encode(chosen, sources, work) if entry["bytes"])
+        chosen = work.work_of(kept, tasks, Selection(layout, splits, frozenset(numbers)))
+        parts = tuple(entry["name"] for entry in encoding.encode(chosen, sources, parts_folder) if entry["bytes"])
     with step(spark, "write_shards: writing"):
-        target = writing.Target(place, work, parts, layout, sources, withdrawn)
+        target = writing.Target(place, parts_folder, parts, layout, sources, withdrawn)
         renewed = writing.write(spark, numbers, target, entries)
     entries |= dict(zip(numbers, renewed, strict=True))
     if absent:
@@ -152,13 +153,10 @@ def repair(spark: SparkSession, inputs: Inputs, settings: Settings, place: Path)
     return [shard.name for shard in renewed]
 
 
-def _kept(spark: SparkSession, inputs: Inputs) -> DataFrame:
-    return tables.read(spark, inputs.ledger, "ledger").where("state = 'kept'")
-
-
-def _splits(kept: DataFrame, inputs: Inputs, settings: Settings) -> Splits:
+def _splits(kept: Kept, settings: Settings) -> Splits:
     shares = (settings.validation_share, settings.test_share)
-    return splits_of(kept, inputs.ledger, shares, settings.seed, settings.order == "repository")
+    sums = work.repository_sums(kept, settings.seed)
+    return splits_of(sums, shares, settings.seed, settings.order == "repository")
 
 
 def _number(name: str, layout: Layout) -> int:
