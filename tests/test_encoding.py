@@ -230,6 +230,23 @@ def test_documents_of_every_batch_are_compared(folders):
     assert encoder.counts["differing"] == encoder.counts["exact"] == 0
 
 
+def test_what_gigatoken_remembers_is_bounded(folders, monkeypatch):
+    pytest.importorskip("gigatoken")
+    monkeypatch.setattr(fast_encoding, "CACHE_BYTES", 20 << 20)
+    encoder, draw = Encoder(folders["qwen2"]), np.random.default_rng(0)
+    sizes, loads, load = [], [], encoder._fast._load
+    monkeypatch.setattr(encoder._fast, "_load", lambda: loads.append(load()))
+    for _ in range(8):  # words that never repeat, which it takes eight times the memory to remember
+        letters = draw.integers(97, 123, 6 << 20, dtype=np.uint8)
+        letters[::9] = 32
+        texts = pa.array([part.tobytes().decode() for part in np.split(letters, 64)], pa.large_string())
+        ids, bounds = encoder.encode_batch(texts)
+        sizes.append(fast_encoding._resident_bytes())
+    assert max(sizes) - sizes[1] < 150 << 20  # 380 MB if it remembered all
+    assert len(loads) > 1
+    assert lists(encode.Encoded(ids[: bounds[3]], bounds[:4])) == oracle(folders["qwen2"], texts[:3].to_pylist())
+
+
 def test_without_gigatoken_the_same_ids_come(folders, tmp_path):
     contents = [*WORDS, *LONG_WORDS, "".join(WORDS)]
     (tmp_path / "gigatoken.py").write_text("raise ImportError('not here')\n")
