@@ -66,7 +66,7 @@ class Gigatoken:
     def _load(self) -> None:
         import gigatoken
 
-        self._backend = None
+        self._backend: Any = None
         self._backend = gigatoken.Tokenizer.from_json(self._settings).backend
         self._grown_bytes = 0
 
