@@ -117,15 +117,6 @@ def test_real_files_have_the_same_ids_fast_and_slow(tokenizer):
     assert found == [[*theirs.encode(text).ids, 0] for text in contents]
 
 
-def test_a_fast_encoder_that_differs_is_not_used(tokenizer, monkeypatch):
-    from tokenizer import encode
-
-    monkeypatch.setattr(encode, "_gigatoken", lambda path: "wrong")
-    monkeypatch.setattr(encode, "_fast_ids", lambda wrong, column: [np.zeros(1, np.uint32)] * len(column))
-    contents = ["def f(x): return x", "y = 1"]
-    assert encoded(Encoder(tokenizer), contents) == encoded(Encoder(tokenizer, fast=False), contents)
-
-
 def test_slices_and_kinds_of_columns_are_encoded_alike(tokenizer):
     contents = [f"x = {number}\n" for number in range(40)]
     for encoder in encoders(tokenizer):

@@ -1,26 +1,33 @@
 """Documents to token ids, identical to those of `tokenizers`, at the speed of gigatoken where that is installed.
 
-The text of a special token in a document is plain text and never becomes its id. gigatoken would make it one, so it
-gets a copy of the tokenizer without added tokens; what it returns is compared with `tokenizers` on the first
-documents of every encoder, and `tokenizers` takes over for good where they differ.
+The text of a special token in a document is plain text and never becomes its id. What gigatoken returns is compared
+with `tokenizers` on the first documents of every encoder and on some of each batch; a document that it refuses goes to
+`tokenizers`, and where ids differ `tokenizers` decides, encodes the batch and all that follow, and the difference is
+counted. Documents above LONG_BYTES are encoded in pieces: memory is some pieces and the ids.
 """
 
 import json
 import logging
+from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
+from tokenizer.fast_encoding import Bounds, Bytes, FastEncoder, Ids, RefusedError, fast_encoder
+from tokenizer.long_documents import PIECE_BYTES, cutter_of, run_ids, token_sizes, unsplit
 
 log = logging.getLogger("corella")
 
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
+REPOSITORY_NAME, FILE_SEPARATOR = "<repo_name>", "<file_sep>"
 # Fill-in-the-middle and repository tokens by the names that StarCoder gave them.
 SPECIAL_TOKENS = (
     END_OF_TEXT,
@@ -28,15 +35,39 @@ SPECIAL_TOKENS = (
     "<fim_middle>",
     "<fim_suffix>",
     "<fim_pad>",
-    "<repo_name>",
-    "<file_sep>",
+    REPOSITORY_NAME,
+    FILE_SEPARATOR,
 )
 
+# Documents above this are cut.
+LONG_BYTES = PIECE_BYTES
+# Bytes of text that are encoded twice: when an encoder starts, and of each batch. Documents above the last are not.
+CHECKED_AT_START_BYTES, CHECKED_BYTES, CHECKED_DOCUMENT_BYTES = 1 << 16, 1 << 12, 1 << 14
+# What is counted, and how it is told.
+COUNTS = {
+    "compared": "documents encoded twice and compared",
+    "differing": "documents to which gigatoken gave other ids than tokenizers, which decided",
+    "refused": "documents refused by gigatoken and encoded by tokenizers",
+    "exact": "documents encoded by tokenizers in all",
+    "long": "documents encoded in pieces",
+}
 
-# Documents, and bytes of each, that are encoded twice when an encoder starts.
-CHECKED_DOCUMENTS, CHECKED_BYTES = 16, 1 << 16
 
-Ids = NDArray[np.uint32]
+class Encoded(NamedTuple):
+    """Ids of documents end to end, and the n + 1 bounds of the documents in them."""
+
+    ids: Ids
+    bounds: Bounds
+
+    def ended(self, end_id: int) -> "Encoded":
+        """The same with one id after every document."""
+        count = len(self.bounds) - 1
+        bounds = self.bounds + np.arange(count + 1)
+        ids = np.empty(len(self.ids) + count, self.ids.dtype)
+        ends = np.zeros(len(ids), bool)
+        ends[bounds[1:] - 1] = True
+        ids[ends], ids[~ends] = end_id, self.ids
+        return Encoded(ids, bounds)
 
 
 class Encoder:
@@ -59,56 +90,159 @@ class Encoder:
         if end is None:
             raise ValueError(f"{path} has no token {END_OF_TEXT}, which ends every document")
         self.end_of_text_id: int = end
-        self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(len(vocabulary), max(vocabulary.values()) + 1)  # ids may have gaps
         self.fingerprint: str = xxhash.xxh3_128_hexdigest(path.read_bytes())
-        self._fast = _gigatoken(path) if fast else None
-        self._unchecked = CHECKED_DOCUMENTS
+        settings = json.loads(path.read_text())
+        self._fast: FastEncoder | None = fast_encoder(settings) if fast else None
+        self._cutter = cutter_of(settings)
+        self._unsplit: Tokenizer | None = None
+        self._to_check = CHECKED_AT_START_BYTES
+        self.counts: Counter[str] = Counter()
 
     def encode(self, texts: pa.Array) -> list[Ids]:
         """The ids of each document of a string column, each ended by `<|endoftext|>`."""
-        if self._fast is not None and self._unchecked:
-            self._check(texts)
-        if self._fast is None:
-            return [self._ended(np.array(ids, np.uint32)) for ids in self._exact(texts.to_pylist())]
-        return [self._ended(ids) for ids in _fast_ids(self._fast, texts)]
+        ids, bounds = self.encode_batch(texts).ended(self.end_of_text_id)
+        return [ids[begin:end] for begin, end in pairwise(bounds)]
+
+    def encode_batch(self, texts: pa.Array) -> Encoded:
+        """The ids of all documents of a string column; null is an empty document. What happened goes to `counts`."""
+        data, bounds = _buffers(texts)
+        sizes = np.diff(bounds)
+        parts, first = [], 0
+        for number in [*np.flatnonzero(sizes > LONG_BYTES).tolist(), len(sizes)]:
+            parts.append(self._batch(data, bounds[first : number + 1]))
+            if number < len(sizes):
+                parts.append(self._long(data[bounds[number] : bounds[number + 1]]))
+            first = number + 1
+        return _joined(parts)
+
+    def id_of(self, special: str) -> int:
+        """The id of a special token; ValueError if the tokenizer has none of that name."""
+        found = self._tokenizer.token_to_id(special)
+        if found is None:
+            raise ValueError(f"the tokenizer has no token {special}; train one with tokenizer/train.py")
+        return int(found)
 
     def decode(self, ids: Ids) -> str:
         """The text of a document's ids, without the special tokens."""
         text: str = self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)
         return text
 
-    def _ended(self, ids: Ids) -> Ids:
-        return np.append(ids, np.uint32(self.end_of_text_id))
+    def _batch(self, data: Bytes, bounds: Bounds) -> Encoded:
+        """Documents that are not long."""
+        if len(bounds) == 1:
+            return Encoded(np.empty(0, np.uint32), np.zeros(1, np.int64))
+        if self._fast is None:
+            return self._exact(data, bounds)
+        try:
+            found = Encoded(*self._fast.encode(data, bounds))
+        except RefusedError as error:
+            log.warning("gigatoken refuses %d document(s): %s", len(bounds) - 1, error)
+            return self._one_by_one(data, bounds)
+        if self._agrees(data, bounds, found):
+            return found
+        log.warning("gigatoken's ids differ from tokenizers'; tokenizers encodes from here on, slower")
+        self._fast = None
+        return self._exact(data, bounds)
 
-    def _exact(self, texts: list[str]) -> list[list[int]]:
+    def _one_by_one(self, data: Bytes, bounds: Bounds) -> Encoded:
+        """Documents some of which the fast encoder refuses: these go to `tokenizers`."""
+        assert self._fast is not None
+        parts = []
+        for begin, end in pairwise(bounds):
+            one = np.array([begin, end], np.int64)
+            try:
+                parts.append(Encoded(*self._fast.encode(data, one)))
+            except RefusedError:
+                self.counts["refused"] += 1
+                parts.append(self._exact(data, one))
+        return _joined(parts)
+
+    def _exact(self, data: Bytes, bounds: Bounds) -> Encoded:
+        self.counts["exact"] += len(bounds) - 1
+        lists = self._exact_ids([data[begin:end].tobytes().decode() for begin, end in pairwise(bounds)])
+        ends = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+        return Encoded(np.concatenate([np.asarray(ids, np.uint32) for ids in lists]), ends)
+
+    def _exact_ids(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _check(self, texts: pa.Array) -> None:
-        """Compare both on the first documents that are not too long to encode twice."""
-        short = [text for text in texts.slice(0, self._unchecked).to_pylist() if len(text) <= CHECKED_BYTES]
-        self._unchecked -= min(self._unchecked, len(texts))
-        fast = _fast_ids(self._fast, pa.array(short, pa.large_string()))
-        if any(list(ids) != exact for ids, exact in zip(fast, self._exact(short), strict=True)):
-            log.warning("gigatoken's ids differ from tokenizers'; tokenizers encodes this run, slower")
-            self._fast = None
+    def _agrees(self, data: Bytes, bounds: Bounds, found: Encoded) -> bool:
+        """Whether some documents of a batch have the ids that `tokenizers` gives them; the others are counted."""
+        numbers = _sample(bounds, self._to_check or CHECKED_BYTES)
+        self._to_check = max(0, self._to_check - int(np.diff(bounds)[numbers].sum()))
+        exact = self._exact_ids([data[bounds[at] : bounds[at + 1]].tobytes().decode() for at in numbers])
+        pairs = zip(numbers, exact, strict=True)
+        differing = sum(found.ids[found.bounds[at] : found.bounds[at + 1]].tolist() != ids for at, ids in pairs)
+        self.counts.update(compared=len(numbers), differing=differing)
+        return not differing
+
+    def _long(self, data: Bytes) -> Encoded:
+        """One long document, in pieces where that is proven to give the same ids."""
+        whole = np.array([0, len(data)], np.int64)
+        if self._cutter is None:
+            return self._exact(data, whole)
+        self.counts["long"] += 1
+        parts: list[Ids] = []
+        for begin, end, run, blank in self._cutter.pieces(data):
+            if run:
+                parts.extend(self._run(data[begin:end], blank))
+            else:
+                parts.append(self._batch(data, np.array([begin, end], np.int64)).ids)
+        ids = np.concatenate(parts)
+        return Encoded(ids, np.array([0, len(ids)], np.int64))
+
+    def _run(self, data: Bytes, blank: bool) -> Iterator[Ids]:
+        """One long pre-token. White space that is cut is split otherwise than the whole: not by gigatoken."""
+        if self._unsplit is None:
+            self._unsplit, self._sizes = unsplit(self._tokenizer), token_sizes(self._tokenizer)
+        whole, compared = self._unsplit, False
+
+        def exact(part: Bytes) -> Ids:
+            texts = [part.tobytes().decode()]
+            return np.asarray(whole.encode_batch_fast(texts, add_special_tokens=False)[0].ids, np.uint32)
+
+        def fast(part: Bytes) -> Ids:
+            nonlocal compared
+            bounds = np.array([0, len(part)], np.int64)
+            if not compared or self._fast is None:  # chunks are small: were all compared, it would be slow
+                compared = True
+                return self._batch(part, bounds).ids
+            try:
+                return self._fast.encode(part, bounds)[0]
+            except RefusedError:
+                return exact(part)
+
+        return run_ids(data, exact if blank or self._fast is None else fast, self._sizes)
 
 
-def _gigatoken(path: Path) -> Any:
-    """gigatoken's tokenizer without added tokens; None if it is not installed or does not take this one."""
-    try:
-        import gigatoken
-    except ImportError:
-        return None
-    plain = {**json.loads(path.read_text()), "added_tokens": [], "post_processor": None}
-    try:
-        return gigatoken.Tokenizer.from_json(json.dumps(plain))
-    except (ValueError, NotImplementedError) as error:
-        log.warning("gigatoken does not take this tokenizer (%s); tokenizers encodes, slower", error)
-        return None
+def told(counts: Counter[str]) -> list[str]:
+    """What an encoder counted, in lines."""
+    return [f"{counts[name]:,} {words}" for name, words in COUNTS.items() if counts[name] or name == "differing"]
 
 
-def _fast_ids(tokenizer: Any, texts: pa.Array) -> list[Ids]:
-    contents = texts.cast(pa.large_binary()).to_pylist()
-    lists = tokenizer.encode_batch(contents, parallel=False).layout
-    ids, bounds = np.asarray(lists.content.data), np.asarray(lists.offsets.data)
-    return [ids[begin:end] for begin, end in pairwise(bounds)]
+def _sample(bounds: Bounds, wanted_bytes: int) -> list[int]:
+    """Numbers of documents to compare, of about so many bytes, chosen by their sizes alone; never a large one."""
+    sizes = np.diff(bounds)
+    fitting = np.flatnonzero((sizes > 0) & (sizes <= CHECKED_DOCUMENT_BYTES))
+    start = xxhash.xxh3_64_intdigest(sizes.tobytes()) % max(len(fitting), 1)
+    order = np.roll(fitting, -start)
+    numbers: list[int] = order[: int(np.searchsorted(np.cumsum(sizes[order]), wanted_bytes)) + 1].tolist()
+    return numbers
+
+
+def _joined(parts: list[Encoded]) -> Encoded:
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0, *(len(part.ids) for part in parts)])
+    bounds = [part.bounds[:-1] + start for part, start in zip(parts, starts[:-1], strict=True)]
+    return Encoded(np.concatenate([part.ids for part in parts]), np.concatenate([*bounds, starts[-1:]]))
+
+
+def _buffers(texts: pa.Array) -> tuple[Bytes, Bounds]:
+    """The UTF-8 of a string column end to end, and the n + 1 bounds of its rows, without a copy; null is empty."""
+    large = pc.fill_null(texts, "").cast(pa.large_string())
+    _, offsets, data = large.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[large.offset : large.offset + len(large) + 1]
+    return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), bounds

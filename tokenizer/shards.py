@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 
 from tokenizer.shard_index import FORMAT_VERSION, INDEX_NAME, Shard, ShardIndex, TokenArray, shard_schema, token_dtype
 from tokenizer.token_stream import TokenStream, open_shard, verify_shard
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 BATCH_TOKENS = 4 << 20
-SPLITS = ("train", "validation")
+SPLITS = ("train", "validation", "test")
 
 
 class _HashingSink:
@@ -68,20 +69,36 @@ class ShardWriter:
         self._sink = _HashingSink(sink)
         self._ipc = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), self.schema)
         self._ids: list[TokenArray] = []
-        self._files: list[bytes] = []
+        self._sizes: list[NDArray[np.int64]] = []
+        self._files: list[NDArray[np.uint8]] = []
         self._pending = self.rows = self.tokens = self.text_bytes = 0
 
     def append(self, token_ids: Sequence[int] | TokenArray, file_id: bytes, text_bytes: int) -> None:
         """Add a document: its ids (length n), the 16-byte id of its file and the UTF-8 size of its text."""
         ids = np.asarray(token_ids)
-        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
-            raise ValueError(f"token ids {ids.min()} to {ids.max()} are outside the vocabulary of {self.vocab_size}")
-        self._ids.append(ids.astype(self.dtype))
-        self._files.append(file_id)
-        self._pending += ids.size
+        ids = ids if ids.size else ids.astype(self.dtype)
+        self.append_many(ids, np.array([ids.size]), np.frombuffer(file_id, np.uint8).reshape(1, 16), text_bytes)
+
+    def append_many(
+        self, token_ids: NDArray[Any], sizes: NDArray[np.int64], file_ids: NDArray[np.uint8], text_bytes: int
+    ) -> None:
+        """Add n documents: their ids end to end, how many each has (n), the ids of their files (n, 16), and the UTF-8
+        size of their texts together."""
+        if token_ids.size and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < self.vocab_size:
+            there = f"token ids {token_ids.min()} to {token_ids.max()}"
+            raise ValueError(f"{there} are outside the vocabulary of {self.vocab_size}")
+        ids, ends, first, begin = token_ids.astype(self.dtype, copy=False), np.cumsum(sizes), 0, 0
         self.text_bytes += text_bytes
-        if self._pending >= BATCH_TOKENS:
-            self._write_batch()
+        while first < len(sizes):  # a batch ends with the document that fills it
+            last = int(np.searchsorted(ends, begin + BATCH_TOKENS - self._pending)) + 1
+            end = int(ends[min(last, len(sizes)) - 1])
+            self._ids.append(ids[begin:end])
+            self._sizes.append(sizes[first:last])
+            self._files.append(file_ids[first:last])
+            self._pending += end - begin
+            first, begin = last, end
+            if self._pending >= BATCH_TOKENS:
+                self._write_batch()
 
     def close(self, name: str, split: str) -> Shard:
         """Finish the file and return its entry for the index."""
@@ -93,9 +110,12 @@ class ShardWriter:
     def _write_batch(self) -> None:
         if not self._files:
             return
-        offsets = np.cumsum([0, *(ids.size for ids in self._ids)], dtype=np.int64)
+        offsets = np.cumsum(np.concatenate([[0], *self._sizes]), dtype=np.int64)
         flat = pa.array(np.concatenate(self._ids))
         lists = pa.LargeListArray.from_arrays(pa.array(offsets), flat, type=self.schema.field("token_ids").type)
-        self._ipc.write_batch(pa.record_batch([lists, pa.array(self._files, pa.binary())], schema=self.schema))
-        self.rows, self.tokens = self.rows + len(self._files), self.tokens + int(offsets[-1])
-        self._ids, self._files, self._pending = [], [], 0
+        names = np.concatenate(self._files)
+        bounds = pa.py_buffer(np.arange(len(names) + 1, dtype=np.int32) * 16)
+        files = pa.Array.from_buffers(pa.binary(), len(names), [None, bounds, pa.py_buffer(names)])
+        self._ipc.write_batch(pa.record_batch([lists, files], schema=self.schema))
+        self.rows, self.tokens = self.rows + len(names), self.tokens + int(offsets[-1])
+        self._ids, self._sizes, self._files, self._pending = [], [], [], 0

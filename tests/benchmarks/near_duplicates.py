@@ -45,15 +45,15 @@ def run_job(documents: Path, threshold: float, options: tuple[str, ...] = ()) ->
     command = [*logged, *options, "--conf", "spark.eventLog.compress=false", "spark_jobs/dedup.py"]
     command += ["--documents", str(documents), "--threshold", str(threshold)]
     command += ["--output", str(job.duplicates), "--survivors", str(job.survivors), "--overwrite"]
-    return job._replace(measured=_submit(command, name), shuffle_bytes=_shuffle_bytes(events))
+    return job._replace(measured=submit(command, name), shuffle_bytes=_shuffle_bytes(events))
 
 
-def _submit(command: list[str], name: str) -> Measured:
+def submit(command: list[str], name: str) -> Measured:
     """Run spark-submit as the README does, on two cores."""
     binaries = Path(sys.executable).parent
     submit = [str(binaries / "spark-submit"), "--properties-file", "infra/spark/local.conf"]
     environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "PYSPARK_PYTHON": sys.executable}
-    print(f"{command[-1] if name == 'start-up' else 'dedup.py'} on {name} ...", file=sys.stderr, flush=True)
+    print(f"{name} ...", file=sys.stderr, flush=True)
     log = BENCH / "out" / f"{name}.log"
     return measure([*submit, "--master", f"local[{CORES}]", *command], log, cwd=ROOT, env=environment)
 
@@ -69,7 +69,7 @@ def job_on(documents: Path, threshold: float = 0.7, options: tuple[str, ...] = (
 @cache
 def start_up_seconds() -> float:
     """What Spark takes to start with these settings and to end, and a Python worker to pass on ten rows."""
-    return min(_submit(["tests/benchmarks/start_up.py"], "start-up").seconds for _ in range(2))
+    return min(submit(["tests/benchmarks/start_up.py"], "start-up").seconds for _ in range(2))
 
 
 def working_seconds(job: Job) -> float:

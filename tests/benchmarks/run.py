@@ -1,4 +1,5 @@
-"""make bench: near-duplicate removal against the exact truth, against other tools, and as the corpus grows; shards.
+"""make bench: near-duplicate removal against the exact truth, against other tools, and as the corpus grows; the token
+layer beside tokenizers and datatrove, and the reading of shards.
 
 Prints one table and exits with 1 if a bar is missed. Corpora and the environments of other tools stay in .bench, which
 takes about 5 GB; `--only accuracy` and the like run a part.
@@ -13,6 +14,7 @@ from pathlib import Path
 import corpus
 import numpy as np
 import pyarrow as pa
+import token_layer
 
 sys.path.append(str(Path(__file__).parents[1]))  # for tests/oracles.py
 
@@ -105,6 +107,16 @@ def memory() -> Iterator[Line]:
     yield Line("memory", "shuffle of a million files", f"{job.shuffle_bytes / 1e6:,.0f} bytes a file")
 
 
+def encoding() -> Iterator[Line]:
+    """Token ids beside those of `tokenizers`."""
+    return token_layer.encoding_lines()
+
+
+def shards() -> Iterator[Line]:
+    """The whole job from documents to shards beside datatrove."""
+    return token_layer.shards_lines()
+
+
 def reading() -> Iterator[Line]:
     """Token shards in the page cache, read by one process."""
     found = figures()
@@ -168,7 +180,7 @@ def _finished(name: str, lines: Iterator[Line]) -> Iterator[Line]:
 
 
 def main() -> int:
-    parts = {part.__name__: part for part in (accuracy, peers, speed, growth, memory, reading)}
+    parts = {part.__name__: part for part in (accuracy, peers, speed, growth, memory, encoding, shards, reading)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="the parts to run")
     chosen = parser.parse_args().only
