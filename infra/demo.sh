@@ -55,7 +55,7 @@ stage "tokenizer: byte-level BPE on the sample"
 python tokenizer/train.py --sample "$(table sample)" --vocab_size 8192 --output "$(table tokenizer)"
 stage "evaluate: the tokenizer on files that it has not seen"
 python tokenizer/evaluate.py --tokenizer "$(table tokenizer)" --sample "$(table sample)" --output "$(table evaluation)"
-stage "write_shards: tokens, split into train and validation"
+stage "write_shards: tokens, split into train, validation and test"
 spark spark_jobs/write_shards.py --documents "$(table documents)" --ledger "$(table ledger)" \
   --tokenizer "$(table tokenizer)" --output "$(table shards)"
 stage "train: $processes processes under DeepSpeed"

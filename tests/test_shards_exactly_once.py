@@ -174,7 +174,7 @@ def test_a_second_run_keeps_out(spark, inputs, tmp_path):
     descriptor = os.open(output, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        with pytest.raises(ValueError, match="another run is writing to"):
+        with pytest.raises(ValueError, match="is being changed by another run"):
             write_shards.main(**inputs, output=str(output), **SETTINGS)
     finally:
         os.close(descriptor)

@@ -9,10 +9,8 @@
 Whatever is killed, the same command goes on from there. A finished folder has neither `_unfinished` nor `_work`.
 """
 
-import fcntl
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from pyspark.sql import SparkSession
 from spark_jobs.sharding.runs import write_whole
 from spark_jobs.sharding.writing import ENTRY, MAX_TASKS
 from tokenizer.shards import INDEX_NAME, Shard, ShardIndex, verify_shard
+from tokenizer.withdrawal import alone
 
 log = logging.getLogger("corella")
 
@@ -58,7 +57,7 @@ def making(output: str, configuration: Mapping[str, Any], overwrite: bool) -> It
     folder = Path(output).absolute()
     mark = {"configuration": dict(configuration)}
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with alone(folder):
         if overwrite or _mark(folder) != mark:
             if _mark(folder):
                 log.info("shards: what lies unfinished in %s is of another configuration, and replaced", output)
@@ -84,7 +83,7 @@ def making(output: str, configuration: Mapping[str, Any], overwrite: bool) -> It
 def mending(output: str) -> Iterator[Path]:
     """A finished folder with a place for work in it, while the block runs."""
     folder = Path(output).absolute()
-    with _alone(folder):
+    with alone(folder):
         work = folder / WORK_NAME
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
@@ -154,16 +153,3 @@ def _empty(folder: Path) -> None:
     """Remove all that lies in a folder, the mark last."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == UNFINISHED_NAME):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second run out of a folder while the block runs; ValueError if there is a first."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise ValueError(f"another run is writing to {folder}; wait until it is done") from None
-    finally:
-        os.close(descriptor)

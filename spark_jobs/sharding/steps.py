@@ -17,6 +17,7 @@ from spark_jobs.sharding.layout import Layout, Splits, layout_of, splits_of
 from spark_jobs.sharding.work import Kept, Selection
 from tokenizer import encode
 from tokenizer.encode import Encoder
+from tokenizer.receipts import withdrawn_ids
 from tokenizer.shards import INDEX_NAME, Shard, ShardIndex
 
 log = logging.getLogger("corella")
@@ -167,12 +168,7 @@ def _number(name: str, layout: Layout) -> int:
 
 def _withdrawn(place: Path, index: ShardIndex) -> frozenset[bytes]:
     """Ids of the files that were withdrawn from the shards since they were written."""
-    revision: int = getattr(index, "revision", 0)
-    if not revision:
-        return frozenset()
-    from tokenizer.receipts import withdrawn_ids
-
-    return frozenset(row.tobytes() for ids in withdrawn_ids(place, revision) for row in ids)
+    return frozenset(row.tobytes() for ids in withdrawn_ids(place, index.revision) for row in ids)
 
 
 def _index(inputs: Inputs, shards: tuple[Shard, ...], configuration: Mapping[str, Any]) -> ShardIndex:
