@@ -11,14 +11,17 @@ from collections import Counter
 from contextlib import nullcontext
 
 import pytest
+from pyspark.sql import Row
 from small_shards import make_tokenizer
 from small_workspace import FILES, HOSTILE, File, make_workspace, write_shards
 
 from spark_jobs import explain, report, tables
 from spark_jobs.reporting import charts, page, training_run, units
 from spark_jobs.reporting.contents import figures_of
+from spark_jobs.reporting.figures import held_out_repositories, summed_up
 from spark_jobs.reporting.workspace import Workspace
 from tokenizer.inspect_shards import forget
+from tokenizer.shards import SPLITS
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,19 @@ def test_figures_are_those_of_plain_python(figures):
     assert rules == {"line_length": (1000, 2, 1), "few_assignments": (5, 2, 1)}
     assert figures["held_out"]["repositories"] == 1
     assert [row.repo for row in figures["held_out"]["largest"]] == ["b"]
+
+
+def test_all_that_is_not_trained_on_is_held_out(spark):
+    places = spark.createDataFrame(
+        [(b"1", "test", 5), (b"2", "train", 7), (b"3", "validation", 6)], "file_id binary, split string, tokens long"
+    )
+    ledger = spark.createDataFrame(
+        [(b"1", "a", 1), (b"2", "b", 1), (b"3", "c", 1)], "file_id binary, repo string, size long"
+    )
+    repositories, largest = held_out_repositories(ledger, places)
+    assert (repositories, [row.repo for row in largest]) == (2, ["c", "a"])
+    rows = [Row(state="kept", language="C", split=split, files=1, bytes=2, tokens=3) for split in sorted(SPLITS)]
+    assert list(summed_up(rows)["splits"]) == list(SPLITS)
 
 
 def test_funnel_loses_file_by_file_what_is_not_kept(figures):

@@ -8,6 +8,7 @@ from pyspark.sql import functions as F
 
 from spark_jobs.reporting.funnel import steps_of
 from spark_jobs.rules.states import KEPT
+from tokenizer.shards import SPLITS
 
 CLUSTERS = 20
 MEMBERS = 10
@@ -110,8 +111,8 @@ def similarities(duplicates: DataFrame, threshold: float) -> Histogram:
 
 
 def held_out_repositories(ledger: DataFrame, places: DataFrame) -> tuple[int, list[Row]]:
-    """How many repositories have files in the validation split, and the REPOSITORIES largest, by tokens."""
-    held_out = places.where("split = 'validation'").join(ledger, "file_id").groupBy("repo")
+    """How many repositories have files in a split that is not trained on, and the REPOSITORIES largest, by tokens."""
+    held_out = places.where("split <> 'train'").join(ledger, "file_id").groupBy("repo")
     repositories = held_out.agg(
         F.count(F.lit(1)).alias("files"), F.sum("size").alias("bytes"), F.sum("tokens").alias("tokens")
     )
@@ -144,6 +145,6 @@ def summed_up(by_kind: list[Row]) -> dict[str, Any]:
         "states": states,
         "kept": states.get(KEPT, nothing),
         "steps": steps_of(states),
-        "splits": {split: sums for (split,), sums in sorted(by_split.items())},
+        "splits": {split: sums for split in SPLITS if (sums := by_split.get((split,)))},
         "languages": sorted(languages, key=lambda row: (-row["files"], row["language"] or "")),
     }
