@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -42,6 +43,9 @@ _VERSION_BEFORE = re.compile(
     rb"version|assembly|release|\bver\b|\bv\.?\s*$|==\s*$|\boid\b|section|chapter", re.IGNORECASE
 )
 _SERVER_NEAR = re.compile(rb"dns|server|address|\bip\b|host", re.IGNORECASE)
+# Beside fractions without a zero it is part of a drawing (SVG): 1.41.58.55 are three numbers.
+_DRAWING = re.compile(rb"(?<!\d)\.\d")
+_BESIDE_BYTES = 24
 _OBJECT_NAMES = (b"2.5.4.", b"2.5.29.")
 _NEAR_BYTES = 100
 _KNOWN_SERVERS = frozenset(
@@ -131,8 +135,11 @@ def redacted(texts: pa.Array) -> tuple[pa.LargeStringArray, dict[str, int]]:
             contents.append(_replaced(content, spans, counts))
     if not rows:
         return large, counts
-    mask = pc.is_in(pa.array(range(len(large)), pa.int64()), pa.array(rows, pa.int64()))
-    return pc.replace_with_mask(large, mask, pa.array(contents, pa.large_binary()).cast(pa.large_string())), counts
+    mask = np.zeros(len(large), bool)
+    mask[rows] = True
+    return pc.replace_with_mask(
+        large, pa.array(mask), pa.array(contents, pa.large_binary()).cast(pa.large_string())
+    ), counts
 
 
 def _holding(texts: pa.LargeStringArray, pattern: str) -> pa.Array:
@@ -217,8 +224,12 @@ def _is_version(content: bytes, match: re.Match[bytes]) -> bool:
     line = max(content.rfind(b"\n", max(0, begin - _NEAR_BYTES), begin) + 1, begin - _NEAR_BYTES, 0)
     if match[0].startswith(_OBJECT_NAMES) or _VERSION_BEFORE.search(content[line:begin]):
         return True
-    digits = match[0].split(b".")
-    if all(len(part) == 1 for part in digits) or digits[1] == digits[2] == b"0":
+    if _DRAWING.search(content[max(0, begin - _BESIDE_BYTES) : begin]) or _DRAWING.search(
+        content[end : end + _BESIDE_BYTES]
+    ):
+        return True
+    parts = match[0].split(b".")
+    if all(len(part) <= 2 for part in parts) or parts[1] == parts[2] == b"0":
         return not _SERVER_NEAR.search(content[max(0, begin - _NEAR_BYTES) : end + _NEAR_BYTES])
     return False
 
