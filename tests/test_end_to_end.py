@@ -93,8 +93,8 @@ def test_shards_hold_every_kept_file_once_and_decode_to_its_text(run, ledger):
                 split_of[file_id] = shard.split
     assert set(split_of) == {row["file_id"] for row in ledger.values() if row["state"] == "kept"}
     sides = {split: {repo_of[one] for one, there in split_of.items() if there == split} for split in split_of.values()}
-    assert set(sides) == {"train", "validation"}
-    assert not sides["train"] & sides["validation"]
+    assert {"train", "validation"} <= set(sides) <= {"train", "validation", "test"}
+    assert sum(map(len, sides.values())) == len(set.union(*sides.values()))
 
 
 def test_the_model_was_trained_measured_and_completes(run):
