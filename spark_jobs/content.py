@@ -79,9 +79,14 @@ def _names(storage: Storage, files: Sequence[FileInfo]) -> list[str]:
 def grouped_by_row_group(located: DataFrame, path: str) -> DataFrame:
     """Gather rows with LOCATION columns into one row a row group of the data at `path`, spread over the workers."""
     gathered = located.groupBy("part", "row_group").agg(F.sort_array(F.collect_list("row")).alias("rows"))
-    wanted = gathered.select("part", "row_group", F.col("rows").cast("array<int>").alias("rows"))
-    # By hash, so that a task that is run again gets the same row groups.
-    return wanted.repartitionById(_tasks(located.sparkSession, Storage(path).files()), F.hash("part", "row_group"))
+    return spread(gathered.withColumn("rows", F.col("rows").cast("array<int>")), path)
+
+
+def spread(wanted: DataFrame, path: str) -> DataFrame:
+    """Rows (part, row_group, rows) of the data at `path`, each row group once, over the workers: by hash, so that a
+    task that is run again gets the same."""
+    tasks = _tasks(wanted.sparkSession, Storage(path).files())
+    return wanted.select("part", "row_group", "rows").repartitionById(tasks, F.hash("part", "row_group"))
 
 
 def _tasks(spark: SparkSession, files: Sequence[FileInfo]) -> int:

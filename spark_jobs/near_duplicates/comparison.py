@@ -16,7 +16,8 @@ from pyspark.sql import functions as F
 
 from spark_jobs.near_duplicates.candidates import distinct_pairs
 from spark_jobs.near_duplicates.edges import ESTIMATE, OPEN, SKETCH, edge_blobs
-from spark_jobs.near_duplicates.exchange import FLUSH_BYTES, Blobs, exchanged, flushed, scattered
+from spark_jobs.near_duplicates.exchange import FLUSH_BYTES, Blobs, exchanged, flushed, of_kind, scattered
+from spark_jobs.near_duplicates.fingerprints import matrix
 from spark_jobs.near_duplicates.lookup import Source, by_spot, looked_up
 from spark_jobs.near_duplicates.records import (
     DTYPES,
@@ -64,30 +65,21 @@ def edges_of(
     return exchanged(waiting.unionAll(replies), tasks, compare, DTYPES)
 
 
-def _by_kind(blobs: Blobs, kind: int, following: list[tuple[int, Records]]) -> Records:
-    """All records of the first kind; the first blob of the next kind, if any, is put into `following`."""
-    parts = [np.empty(0, DTYPES[kind])]
-    for found, records in blobs:
-        if found != kind:
-            following.append((found, records))
-            break
-        parts.append(records)
-    return np.concatenate(parts)
-
-
 def _replies(bucket: int, blobs: Blobs, sources: Sequence[Source]) -> Iterator[pa.RecordBatch]:
     """The sketches of a bucket's files, for the buckets that want them."""
     following: list[tuple[int, Records]] = []
-    files = by_spot([_by_kind(blobs, KIND_SLIM, following)])
+    files = by_spot([of_kind(blobs, KIND_SLIM, DTYPES[KIND_SLIM], following)])
     requests = np.concatenate([np.empty(0, REQUEST), *(records for _, records in chain(following, blobs))])
     requests = requests[first_of_each(np.column_stack([requests["spot"], requests["bucket"].astype(np.uint64)]))]
     requests = requests[np.argsort(requests["spot"])]
     wanted = np.isin(spots_of(files["key"]), requests["spot"])
-    for slim, sketches in looked_up(files[wanted], sources, "sketch", "u1"):
+    files = files[wanted]
+    for at, batch in looked_up(spots_of(files["key"]), sources, ["sketch"]):
+        slim = files[at]
         found = np.empty(len(slim), SKETCHED)
         for name in SLIM.names or ():
             found[name] = slim[name]
-        found["sketch"] = sketches
+        found["sketch"] = matrix(batch.column("sketch"), "u1")
         file, request = _matches(requests["spot"], spots_of(slim["key"]))
         to = requests["bucket"][request].astype(np.int64)
         for kind, here in ((KIND_OWN, to == bucket), (KIND_REPLY, to != bucket)):
@@ -112,10 +104,10 @@ def _portions(values: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 def _edges(blobs: Blobs, threshold: float, exact: bool) -> Iterator[Records]:
     """The edges of one bucket: its pairs, against the sketches of its own files and those that came as replies."""
     following: list[tuple[int, Records]] = []
-    own = _by_kind(blobs, KIND_OWN, following)
+    own = of_kind(blobs, KIND_OWN, DTYPES[KIND_OWN], following)
     own = own[np.argsort(spots_of(own["key"]))]
     rest, following = chain(following, blobs), []
-    pairs = distinct_pairs(_by_kind(rest, KIND_PAIR, following))
+    pairs = distinct_pairs(of_kind(rest, KIND_PAIR, DTYPES[KIND_PAIR], following))
     pairs = pairs[np.argsort(pairs["better"])]
     worse_places = np.searchsorted(spots_of(own["key"]), pairs["worse"])
     for _, better in chain([(KIND_OWN, own)], following, rest):
