@@ -20,7 +20,7 @@ from pyspark.sql import types as T
 from spark_jobs.session import shuffle_tasks
 from spark_jobs.storage import Storage
 
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 2 << 20
 
 # Packed bytes that are worth a task of their own.
 TASK_BYTES = 2 << 20
@@ -150,7 +150,8 @@ def _batches(
     file: pq.ParquetFile, name: str, rows_at_once: int, row_group: int, columns: Sequence[str] | None
 ) -> Iterator[pa.RecordBatch]:
     try:
-        yield from file.iter_batches(batch_size=rows_at_once, row_groups=[row_group], columns=columns)
+        # Without threads: the other cores have tasks of their own.
+        yield from file.iter_batches(rows_at_once, row_groups=[row_group], columns=columns, use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{name} is damaged in row group {row_group}: {error}") from error
 

@@ -55,10 +55,10 @@ def recall(similarity: float) -> float:
 def candidate_pairs(
     files: DataFrame, count: int, sources: Sequence[Source], threshold: float, buckets: int, tasks: int
 ) -> DataFrame:
-    """Blobs of PAIRs, of REQUESTs for the sketches of their files, and of HOT_BANDs.
+    """Blobs of PAIRs, of REQUESTs for the sketches of their better files, and of HOT_BANDs.
 
     A pair shares a band, and its sizes allow the threshold: sets of n <= m shingles are at most n / m similar. It may
-    come several times. It goes to the bucket of its worse file, and so do the sketches of both.
+    come several times. It goes to the bucket of its worse file, where the sketch of the better one is wanted too.
 
     Args:
         files: blobs of SLIM records; one file a distinct content. Those without words are in no pair.
@@ -183,10 +183,12 @@ def distinct_pairs(pairs: Records) -> Records:
 
 
 def _addressed(pairs: Records, buckets: int) -> Iterator[pa.RecordBatch]:
-    """Pairs for the buckets of their worse files, and requests that the sketches of both be sent there."""
-    to = bucket_of(pairs["worse"], buckets)
+    """Pairs for the buckets of their worse files, and requests that the sketches of the better ones be sent there,
+    unless they lie there too."""
+    to, there = bucket_of(pairs["worse"], buckets), bucket_of(pairs["better"], buckets)
     yield scattered(pairs, KIND_PAIR, to)
-    spots, to = np.concatenate([pairs["better"], pairs["worse"]]), np.tile(to, 2)
+    away = to != there
+    spots, to = pairs["better"][away], to[away]
     wanted = first_of_each(np.column_stack([spots, to.astype(np.uint64)]))
     requests = np.empty(len(wanted), REQUEST)
     requests["spot"], requests["bucket"] = spots[wanted], to[wanted]

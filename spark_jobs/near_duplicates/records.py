@@ -60,7 +60,6 @@ HOT_BAND = np.dtype([("members", "<i8"), ("band", "u1"), ("key", "u1", KEY_BYTES
     KIND_NEAR,
     KIND_COPY,
     KIND_REQUEST,
-    KIND_OWN,
     KIND_PAIR,
     KIND_REPLY,
     KIND_BAND,
@@ -68,7 +67,7 @@ HOT_BAND = np.dtype([("members", "<i8"), ("band", "u1"), ("key", "u1", KEY_BYTES
     KIND_EDGE,
     KIND_NAMES,
     KIND_REMOVAL,
-) = range(14)
+) = range(13)
 DTYPES = {
     KIND_LOSS: LOSS,
     KIND_FILE: FILE,
@@ -78,7 +77,6 @@ DTYPES = {
     KIND_REMOVAL: REMOVAL,
     KIND_SLIM: SLIM,
     KIND_REQUEST: REQUEST,
-    KIND_OWN: SKETCHED,
     KIND_PAIR: PAIR,
     KIND_REPLY: SKETCHED,
     KIND_BAND: BAND_MEMBER,
