@@ -114,14 +114,14 @@ def pieces(path: str, work: Iterable[pa.RecordBatch], columns: Sequence[str] | N
                 yield Piece(part, row_group, here, found)
 
 
-def rows_of(path: str, part: str, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Rows of one file of the table at `path`, by their sorted numbers in it, in batches bounded by bytes."""
+def rows_of(path: str, part: str, rows: NDArray[np.int64] | None, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Rows of one file of the table at `path`, by their sorted numbers in it or all, in batches bounded by bytes."""
     uri = Storage(path).uri
     file, first = _open(uri, part), 0
     for row_group in range(file.num_row_groups):
         last = first + file.metadata.row_group(row_group).num_rows
-        wanted = rows[np.searchsorted(rows, first) : np.searchsorted(rows, last)] - first
-        if len(wanted):
+        wanted = None if rows is None else rows[slice(*np.searchsorted(rows, [first, last]))] - first
+        if wanted is None or len(wanted):
             for _, batch in _read(file, f"{uri}/{part}", row_group, wanted, columns):
                 yield batch
         first = last

@@ -75,9 +75,9 @@ def similar_files(
 
     def verify(edges: DataFrame) -> DataFrame:
         with step(spark, f"dedup: verifying {count_of(edges):,} pairs that the sketches leave open, by content"):
-            return stage.staged(
-                verified(edges, documents, parts, threshold, settings.fingerprint, workers), "verified"
-            )
+            sets = stage.scratch("sets")
+            proven = verified(edges, documents, parts, threshold, settings.fingerprint, workers, sets)
+            return stage.staged(proven, "verified")
 
     with step(spark, "dedup: candidate pairs by banding"):
         pairs = stage.staged(candidate_pairs(slim, count, sources, threshold, buckets, tasks), "pairs")

@@ -80,10 +80,20 @@ def exchanged(
     """
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        groups = groupby(_rows(batches, dtypes), key=lambda row: row[0])
-        yield from each((bucket, ((kind, records) for _, kind, records in rows)) for bucket, rows in groups)
+        yield from each(buckets_in(batches, dtypes))
 
-    return blobs.repartitionById(tasks, "bucket").sortWithinPartitions("bucket", "kind").mapInArrow(run, schema)
+    return gathered(blobs, tasks).mapInArrow(run, schema)
+
+
+def gathered(blobs: DataFrame, tasks: int) -> DataFrame:
+    """The same blobs, those of a bucket in the task of its number (of `tasks`), in the order of their kinds."""
+    return blobs.repartitionById(tasks, "bucket").sortWithinPartitions("bucket", "kind")
+
+
+def buckets_in(batches: Iterable[pa.RecordBatch], dtypes: Mapping[int, np.dtype]) -> Iterator[tuple[int, Blobs]]:
+    """The buckets of gathered blobs, to be read one after the other."""
+    for bucket, rows in groupby(_rows(batches, dtypes), key=lambda row: row[0]):
+        yield bucket, ((kind, records) for _, kind, records in rows)
 
 
 def _rows(batches: Iterable[pa.RecordBatch], dtypes: Mapping[int, np.dtype]) -> Iterator[tuple[int, int, Records]]:

@@ -67,7 +67,8 @@ HOT_BAND = np.dtype([("members", "<i8"), ("band", "u1"), ("key", "u1", KEY_BYTES
     KIND_EDGE,
     KIND_NAMES,
     KIND_REMOVAL,
-) = range(13)
+    KIND_PLACE,
+) = range(14)
 DTYPES = {
     KIND_LOSS: LOSS,
     KIND_FILE: FILE,
@@ -75,6 +76,7 @@ DTYPES = {
     KIND_COPY: COPY,
     KIND_NAMES: np.dtype("u1"),  # Arrow's IPC stream of names by spot
     KIND_REMOVAL: REMOVAL,
+    KIND_PLACE: PLACE,
     KIND_SLIM: SLIM,
     KIND_REQUEST: REQUEST,
     KIND_PAIR: PAIR,

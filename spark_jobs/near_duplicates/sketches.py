@@ -112,6 +112,26 @@ def _seldom(agreeing: int, by_chance: int, drawn: int, common: int, union: int, 
 
 
 @njit(nogil=True, cache=True)
+def _verdict(agreeing: int, filled: int, total: int, threshold: float) -> np.uint8:
+    """What so many agreeing and filled bins say of two documents with `total` shingles together."""
+    if (total - filled) / filled < threshold:
+        return DIFFERENT
+    least = math.ceil(threshold * total / (1 + threshold) - _ROUNDING)  # common shingles of a similar pair
+    short = least / (total - least) - agreeing / filled
+    if short > 0:
+        # Hoeffding (1963) bounds the tail too, which spares most pairs the exact one.
+        if math.exp(-2 * filled * short * short) <= FALSE_DIFFERENT:
+            return DIFFERENT
+        return DIFFERENT if _at_most(agreeing, filled, least, total - least) <= FALSE_DIFFERENT else UNDECIDED
+    by_chance = chance_agreements(filled, threshold, FALSE_SIMILAR / 2)
+    common = agreeing - by_chance
+    if common / (total - common) >= threshold:
+        return SIMILAR
+    seldom = _seldom(agreeing, by_chance, filled, least - 1, total - least + 1, threshold)
+    return SIMILAR if seldom else UNDECIDED
+
+
+@njit(nogil=True, cache=True)
 def _judge(
     left: NDArray[np.void],
     right: NDArray[np.void],
@@ -130,19 +150,7 @@ def _judge(
         total = np.int64(one["shingles"]) + np.int64(other["shingles"])
         share = (agreeing / filled - _CHANCE_AGREEMENT) / (1 - _CHANCE_AGREEMENT)
         estimates[row] = min(max(share, 0.0), 1.0)
-        by_chance = chance_agreements(filled, threshold, FALSE_SIMILAR / 2)
-        common = agreeing - by_chance
-        proven = common / (total - common) >= threshold
-        least = math.ceil(threshold * total / (1 + threshold) - _ROUNDING)  # common shingles of a similar pair
-        likely = _seldom(agreeing, by_chance, filled, least - 1, total - least + 1, threshold)
-        refuted = (total - filled) / filled < threshold
-        unlikely = _at_most(agreeing, filled, least, total - least) <= FALSE_DIFFERENT
-        if refuted or unlikely:
-            verdicts[row] = DIFFERENT
-        elif proven or likely:
-            verdicts[row] = SIMILAR
-        else:
-            verdicts[row] = UNDECIDED
+        verdicts[row] = _verdict(agreeing, filled, total, threshold)
 
 
 def judge(
