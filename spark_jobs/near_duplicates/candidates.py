@@ -35,7 +35,7 @@ from spark_jobs.near_duplicates.records import (
 from spark_jobs.near_duplicates.runs import Order, sorted_runs
 from spark_jobs.near_duplicates.settings import BANDS, ROWS
 
-HUBS = 32
+HUBS = 64
 
 # The bytes of a bucket of band members that the number of buckets aims at.
 _BUCKET_BYTES = 16 << 20

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from spark_jobs.near_duplicates.exchange import Blobs, exchanged, scattered
-from spark_jobs.near_duplicates.keep_order import MAX_LOSSES, with_losses
+from spark_jobs.near_duplicates.keep_order import MAX_LOSSES, standing, with_losses
 from spark_jobs.near_duplicates.records import (
     COPY,
     DTYPES,
@@ -34,6 +34,11 @@ _BY_ID = Order(
     lambda files: files["content"][:, 0],
     lambda files: np.column_stack([files["content"][:, 1], files["id"], spots_of(files["key"])]),
 )
+# Without the repository and the size, so that chance decides which of several forks has the better copy of a file.
+_FIRST_CHOICE = Order(
+    lambda files: files["content"][:, 0],
+    lambda files: np.column_stack([files["content"][:, 1], standing(files["key"]), files["id"]]),
+)
 _BY_KEY = Order(
     lambda files: files["content"][:, 0],
     lambda files: np.column_stack([files["content"][:, 1], numbers(files["key"])]),
@@ -53,7 +58,7 @@ def ranked(fresh: DataFrame, tasks: int) -> DataFrame:
     def choose(buckets: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
         for _, blobs in buckets:
             once = _without_repeats(sorted_runs((records for _, records in blobs), _BY_ID))
-            for files, best in _with_best(sorted_runs(once, _BY_KEY)):
+            for files, best in _with_best(sorted_runs(once, _FIRST_CHOICE)):
                 losses = _losses(files, files["repo"] != best["repo"])
                 yield scattered(losses, KIND_LOSS, _bucket(losses["repo"], tasks))
                 anywhere = np.where(files["repo"] == 0, files["content"][:, 0], files["repo"])
@@ -126,7 +131,7 @@ def _without_repeats(runs: Iterable[Records]) -> Iterator[Records]:
 
 
 def _with_best(runs: Iterable[Records]) -> Iterator[tuple[Records, Records]]:
-    """Files in runs by content and key, and for each the best of its content, which an earlier run may have had."""
+    """Files in runs by content, and for each the first of its content, which an earlier run may have had."""
     last = np.empty(0, FILE)
     for run in runs:
         both = np.concatenate([last, run])

@@ -93,17 +93,17 @@ class Deduplication:
 
     def _folded(self) -> DataFrame:
         """Blobs of all files that compete: the best of each content, and its copies. They become this run's index."""
-        places = [[part_names(delivery.fingerprints) for delivery in self._deliveries]]
-        places.append(steps.parts_of([delivery.documents for delivery in self._deliveries]))
+        fingerprints = [part_names(delivery.fingerprints) for delivery in self._deliveries]
+        documents = steps.parts_of([delivery.documents for delivery in self._deliveries])
         files = sum(parquet_rows(delivery.fingerprints) for delivery in self._deliveries)
         self._tasks = steps.tasks_for(self._spark, files)
         self._buckets = steps.buckets_of(files, self._spark.sparkContext.defaultParallelism)
         parts = []
         if "documents" in self._inputs:
-            parts.append(ranked(fresh_files(self._fresh(), *places, self._tasks), self._tasks))
+            parts.append(ranked(fresh_files(self._fresh(), fingerprints, documents, self._tasks), self._tasks))
         if self._earlier:
             known = self._earlier.settled().unionByName(self._earlier.released())
-            parts.append(earlier_files(known, *places, self._tasks))
+            parts.append(earlier_files(known, fingerprints, documents, self._tasks))
         self._stage.beside(self._earlier.withdrawn if self._earlier else no_ids(self._spark), WITHDRAWN)
         keep = self._stage.kept if "documents" in self._inputs else self._stage.staged
         return keep(folded(reduce(DataFrame.unionAll, parts), self._tasks, self._buckets), FILES)

@@ -45,10 +45,14 @@ def keys_of(
     return np.hstack([_bytes(number, ">u8"), _bytes(left, ">u4"), ids[:, :8], _bytes(spots, ">u8")])
 
 
+def standing(keys: Keys) -> NDArray[np.uint64]:
+    """What comes before the repository's losses in keys: whether the file was kept before, its licence and stars."""
+    return _number(keys) >> np.uint64(37)
+
+
 def with_losses(keys: Keys, losses: NDArray[np.uint64]) -> Keys:
     """The keys of fresh files whose repositories lose so many 255ths of their files."""
-    number = np.ascontiguousarray(keys[:, :8]).view(">u8")[:, 0].astype(np.uint64)
-    number |= losses << np.uint64(_REPOSITORY_BITS)
+    number = _number(keys) | losses << np.uint64(_REPOSITORY_BITS)
     return np.hstack([_bytes(number, ">u8"), keys[:, 8:]])
 
 
@@ -62,6 +66,10 @@ def settled(keys: Keys) -> Keys:
 def is_fresh(keys: Keys) -> NDArray[np.bool_]:
     """Which of the keys are not those of files that were kept before."""
     return keys[:, 0] >= 0x80
+
+
+def _number(keys: Keys) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(keys[:, :8]).view(">u8")[:, 0].astype(np.uint64)
 
 
 def _bytes(values: NDArray[np.integer], kind: str) -> Keys:

@@ -42,8 +42,8 @@ def fresh_files(files: DataFrame, fingerprints: Parts, documents: Parts, buckets
 
     def key(batch: pa.RecordBatch, found: Records, spots: NDArray[np.uint64]) -> Keys:
         stars, sizes = (np.asarray(pc.fill_null(batch.column(name), 0)) for name in ("stars", "size"))
-        licences = licence_classes(batch.column("licenses"))
-        return keys_of(licences, stars, found["repo"], sizes, matrix(batch.column("file_id"), "u1"), spots)
+        licences, ids = licence_classes(batch.column("licenses")), found["id"].copy().view(np.uint8)
+        return keys_of(licences, stars, found["repo"], sizes, ids.reshape(-1, 16), spots)
 
     return _packed(files, fingerprints, documents, buckets, key)
 
@@ -86,12 +86,12 @@ def _packed(files: DataFrame, fingerprints: Parts, documents: Parts, buckets: in
 
 
 def _numbers(batch: pa.RecordBatch, column: str, names: Parts) -> NDArray[np.uint64]:
-    """The number of each row's file (n) among those of its delivery."""
+    """The number of each row's file (n) among those of its delivery; 0 where these are gone."""
     deliveries, found = np.asarray(batch.column("delivery")), np.empty(batch.num_rows, np.uint64)
     for delivery in np.unique(deliveries).tolist():
         here = np.flatnonzero(deliveries == delivery)
         there = batch.column(column).take(pa.array(here))
-        found[here] = np.asarray(pc.index_in(there, pa.array(names[delivery], there.type)))
+        found[here] = np.asarray(pc.fill_null(pc.index_in(there, pa.array(names[delivery], there.type)), 0))
     return found
 
 

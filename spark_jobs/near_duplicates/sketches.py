@@ -147,7 +147,7 @@ def _judge(
         if filled == 0:  # two documents without words are similar to none
             estimates[row], verdicts[row] = 0, DIFFERENT
             continue
-        total = np.int64(one["shingles"]) + np.int64(other["shingles"])
+        total = int(one["shingles"]) + int(other["shingles"])
         share = (agreeing / filled - _CHANCE_AGREEMENT) / (1 - _CHANCE_AGREEMENT)
         estimates[row] = min(max(share, 0.0), 1.0)
         verdicts[row] = _verdict(agreeing, filled, total, threshold)

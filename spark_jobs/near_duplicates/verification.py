@@ -105,7 +105,8 @@ def _write_sets(
 
 def _file_of(places: Records, files: int) -> NDArray[np.int64]:
     """The number of the file with the sets of a place's row group."""
-    return (places["delivery"].astype(np.int64) * 17 + places["part"] * 31 + places["row_group"]) % files
+    number: NDArray[np.int64] = places["delivery"].astype(np.int64) * 17 + places["part"] * 31 + places["row_group"]
+    return number % files
 
 
 def _distinct(places: Records) -> Records:

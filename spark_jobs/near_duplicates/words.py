@@ -101,7 +101,7 @@ def _word_hash(data: Bytes, at: int, end: int) -> np.uint64:
         second = np.uint64(_unaligned(data, at + 8)) & _LOW_BYTES[min(max(size - 8, 0), 8)]
     else:
         first, second = load(data, at, end), load(data, at + 8, end) if size > 8 else np.uint64(0)
-    value = (np.uint64(size) ^ first) * MULTIPLIER
+    value: np.uint64 = (np.uint64(size) ^ first) * MULTIPLIER
     value ^= value >> np.uint64(32)
     value = (value ^ second) * MULTIPLIER
     value ^= value >> np.uint64(32)
