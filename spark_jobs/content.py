@@ -20,7 +20,7 @@ from pyspark.sql import types as T
 from spark_jobs.session import shuffle_tasks
 from spark_jobs.storage import Storage
 
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 2 << 20
 
 # Packed bytes that are worth a task of their own.
 TASK_BYTES = 2 << 20
@@ -85,9 +85,15 @@ def grouped_by_row_group(located: DataFrame, path: str, beside: Sequence[str] = 
         F.sort_array(F.collect_list(F.struct("row", *beside))).alias("found")
     )
     rows = F.col("found.row").cast("array<int>").alias("rows")
-    wanted = gathered.select("part", "row_group", rows, *(F.col(f"found.{name}").alias(name) for name in beside))
-    # By hash, so that a task that is run again gets the same row groups.
-    return wanted.repartitionById(_tasks(located.sparkSession, Storage(path).files()), F.hash("part", "row_group"))
+    return spread(
+        gathered.select("part", "row_group", rows, *(F.col(f"found.{name}").alias(name) for name in beside)), path
+    )
+
+
+def spread(wanted: DataFrame, path: str) -> DataFrame:
+    """Rows (part, row_group, rows, ...) of the data at `path`, each row group once, over the workers: by hash, so that
+    a task that is run again gets the same."""
+    return wanted.repartitionById(_tasks(wanted.sparkSession, Storage(path).files()), F.hash("part", "row_group"))
 
 
 def _tasks(spark: SparkSession, files: Sequence[FileInfo]) -> int:
@@ -115,14 +121,14 @@ def pieces(path: str, work: Iterable[pa.RecordBatch], columns: Sequence[str] | N
                 yield Piece(part, row_group, here, found)
 
 
-def rows_of(path: str, part: str, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Rows of one file of the table at `path`, by their sorted numbers in it, in batches bounded by bytes."""
+def rows_of(path: str, part: str, rows: NDArray[np.int64] | None, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Rows of one file of the table at `path`, by their sorted numbers in it or all, in batches bounded by bytes."""
     uri = Storage(path).uri
     file, first = _open(uri, part), 0
     for row_group in range(file.num_row_groups):
         last = first + file.metadata.row_group(row_group).num_rows
-        wanted = rows[np.searchsorted(rows, first) : np.searchsorted(rows, last)] - first
-        if len(wanted):
+        wanted = None if rows is None else rows[slice(*np.searchsorted(rows, [first, last]))] - first
+        if wanted is None or len(wanted):
             for _, batch in _read(file, f"{uri}/{part}", row_group, wanted, columns):
                 yield batch
         first = last
@@ -151,7 +157,8 @@ def _batches(
     file: pq.ParquetFile, name: str, rows_at_once: int, row_group: int, columns: Sequence[str] | None
 ) -> Iterator[pa.RecordBatch]:
     try:
-        yield from file.iter_batches(batch_size=rows_at_once, row_groups=[row_group], columns=columns)
+        # Without threads: the other cores have tasks of their own.
+        yield from file.iter_batches(rows_at_once, row_groups=[row_group], columns=columns, use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{name} is damaged in row group {row_group}: {error}") from error
 

@@ -20,7 +20,7 @@ from tokenizer.manifest import MANIFEST_NAME, identity
 
 log = logging.getLogger("corella")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 UNFINISHED_NAME = "_unfinished"
 SCRATCH_NAME = "_scratch"
 SCRATCH_BLOCK_BYTES = 16 << 20
@@ -96,6 +96,7 @@ DUPLICATES = _schema(
     file_id=T.BinaryType(),
     repo=T.StringType(),
     path=T.StringType(),
+    size=T.LongType(),
     kept_file_id=T.BinaryType(),
     kept_repo=T.StringType(),
     kept_path=T.StringType(),

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spark_jobs.near_duplicates import candidates
-from spark_jobs.near_duplicates.candidates import HUBS, distinct_pairs, sorted_runs
+from spark_jobs.near_duplicates.candidates import _BY_DIGEST, HUBS, distinct_pairs
 from spark_jobs.near_duplicates.keep_order import KEY_BYTES, RANK_BYTES
 from spark_jobs.near_duplicates.records import BAND_MEMBER, KIND_BAND, PAIR
+from spark_jobs.near_duplicates.runs import sorted_runs
 
 seeds = st.integers(0, 1 << 32)
 
@@ -72,15 +73,19 @@ def sharing(members):
     st.sampled_from([None, 1, 3]),
     st.integers(1, 30),
     st.integers(1, 200),
+    st.booleans(),
 )
-def test_runs_are_sorted_and_lose_no_pair_whatever_their_size(seed, count, digests, keys, most, run_members):
+def test_runs_are_sorted_and_lose_no_pair_whatever_their_size(
+    seed, count, digests, keys, most, run_members, shared_only
+):
     draw = np.random.default_rng(seed)
     members = random_members(draw, count, digests, keys)
     run_bytes = run_members * BAND_MEMBER.itemsize
-    pieces = list(sorted_runs(iter(random_parts(draw, members, most)), run_bytes))
+    pieces = list(sorted_runs(iter(random_parts(draw, members, most)), _BY_DIGEST, shared_only, run_bytes))
     found = np.concatenate([np.empty(0, BAND_MEMBER), *pieces])
     assert orders(found) == sorted(orders(found))
-    # Those that share their digest with nobody are in no pair: they may be there or not, the others must.
+    assert shared_only or files_of(found) == files_of(members)
+    # Those that share their digest with nobody are in no pair: they may be left out, the others must be there.
     assert files_of(sharing(found)) == files_of(sharing(members))
     assert not Counter(files_of(found)) - Counter(files_of(members))
     # A piece takes a member of each run at least.
@@ -89,14 +94,14 @@ def test_runs_are_sorted_and_lose_no_pair_whatever_their_size(seed, count, diges
 
 def test_members_that_fit_are_one_run_of_those_that_share_a_digest():
     members = random_members(np.random.default_rng(1), 5000, 3000)
-    (run,) = sorted_runs(np.array_split(members, 7))
+    (run,) = sorted_runs(np.array_split(members, 7), _BY_DIGEST, shared_only=True)
     assert len(run) < len(members)
     assert orders(run) == sorted(orders(sharing(members)))
 
 
 def test_nothing_has_no_runs():
     for parts in ([], [np.empty(0, BAND_MEMBER)], [random_members(np.random.default_rng(1), 1, 1)]):
-        assert sum(map(len, sorted_runs(parts))) == 0
+        assert sum(map(len, sorted_runs(parts, _BY_DIGEST, shared_only=True))) == 0
 
 
 def test_runs_that_wait_on_disk_are_read_after_all_are_written():
@@ -105,7 +110,7 @@ def test_runs_that_wait_on_disk_are_read_after_all_are_written():
     members = random_members(draw, 20_000, 900)
     members = members[np.argsort(members["digest"] % 7 == 0, kind="stable")]
     parts = [members[:5000], *random_parts(draw, members[5000:], 300)]
-    pieces = list(sorted_runs(parts, 1000 * BAND_MEMBER.itemsize))
+    pieces = list(sorted_runs(parts, _BY_DIGEST, run_bytes=1000 * BAND_MEMBER.itemsize))
     assert len(pieces) > 10
     assert max(map(len, pieces)) <= 1000
     assert files_of(np.concatenate(pieces)) == files_of(members)
@@ -133,7 +138,9 @@ def expected_pairs(members, hubs, threshold):
 def paired(buckets, parts, threshold, monkeypatch, run_members):
     """The pairs (spots) of buckets (number: parts of members), by bucket, and what is told of hot bands."""
     run_bytes = run_members * BAND_MEMBER.itemsize
-    monkeypatch.setattr(candidates, "sorted_runs", lambda records: sorted_runs(records, run_bytes))
+    monkeypatch.setattr(
+        candidates, "sorted_runs", lambda *given, **also: sorted_runs(*given, **also, run_bytes=run_bytes)
+    )
     hot, found = [], defaultdict(list)
     for bucket, members in buckets.items():
         blobs = ((KIND_BAND, part) for part in members)

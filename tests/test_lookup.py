@@ -10,9 +10,11 @@ from small_fingerprints import slim_records, write_sources
 
 from spark_jobs import content
 from spark_jobs.content import part_names, rows_of
-from spark_jobs.near_duplicates.keep_order import KEY_BYTES
-from spark_jobs.near_duplicates.lookup import by_spot, looked_up, slim_blobs
-from spark_jobs.near_duplicates.records import KIND_SLIM, SLIM, bucket_of, spots_of
+from spark_jobs.near_duplicates.copies import content_bucket
+from spark_jobs.near_duplicates.fingerprints import matrix
+from spark_jobs.near_duplicates.keep_order import RANK_BYTES
+from spark_jobs.near_duplicates.lookup import by_spot, earlier_files, fresh_files, looked_up
+from spark_jobs.near_duplicates.records import FILE, KIND_FILE, spots_of
 from spark_jobs.near_duplicates.settings import BANDS, BINS
 
 seeds = st.integers(0, 1 << 32)
@@ -62,44 +64,90 @@ def sources(tmp_path_factory):
 
 
 @settings(deadline=None)
-@given(seeds, shares, batch_bytes, st.sampled_from([("bands", "<u8"), ("sketch", "u1")]))
-def test_looked_up_is_what_lies_there(sources, seed, share, at_once, column):
-    files_of, spots, columns = sources
+@given(seeds, shares, batch_bytes, st.sampled_from([["bands"], ["sketch", "bands"]]))
+def test_looked_up_is_what_lies_there(sources, seed, share, at_once, columns):
+    files_of, spots, values = sources
     draw = np.random.default_rng(seed)
     rows = np.flatnonzero(draw.random(len(spots)) < share)
-    files = slim_records(draw, spots[rows], draw.integers(1, 1000, len(rows)))
-    mixed = draw.permutation(files)
-    given_files = by_spot([mixed[: len(mixed) // 3], mixed[len(mixed) // 3 :]])
-    assert given_files.tobytes() == files.tobytes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(content, "BATCH_BYTES", at_once)
-        found = list(looked_up(given_files, files_of, *column))
-    assert np.concatenate([np.empty(0, SLIM), *(slim for slim, _ in found)]).tobytes() == files.tobytes()
-    assert all(len(slim) == len(values) for slim, values in found)
-    values = [row for _, values in found for row in values.tolist()]
-    assert values == columns[column[0]][rows].tolist()
+        found = list(looked_up(spots[rows], files_of, columns))
+    assert (
+        np.concatenate([np.empty(0, np.uint64), *(spots[rows][at] for at, _ in found)]).tolist()
+        == spots[rows].tolist()
+    )
+    for at, batch in found:
+        for name in columns:
+            there = matrix(batch.column(name), values[name].dtype)
+            assert there.tolist() == values[name][rows[at]].tolist()
 
 
-def test_files_are_packed_with_the_places_of_their_content(spark):
+def test_records_are_brought_into_the_order_of_their_spots(sources):
+    draw = np.random.default_rng(1)
+    files = slim_records(draw, sources[1], draw.integers(1, 1000, len(sources[1])))
+    mixed = draw.permutation(files)
+    assert by_spot([mixed[:50], mixed[50:]]).tobytes() == files.tobytes()
+
+
+def rows_of_files(draw, parts):
+    """Rows as `fresh_files` takes them, and with what `earlier_files` takes beside."""
+    for number in range(60):
+        delivery = int(draw.integers(0, 2))
+        yield {
+            "file_id": draw.bytes(16),
+            "repo": str(draw.choice(["", "a", "b/c"])),
+            "licenses": [None, [], ["MIT"], ["GPL-2.0-only"]][number % 4],
+            "stars": [None, 3, 1 << 30][number % 3],
+            "size": int(draw.integers(0, 1 << 34)),
+            "content_hash": draw.bytes(16),
+            "shingles": [1 << 40, number][number > 0],
+            "delivery": delivery,
+            "part": str(draw.choice(parts[delivery])),
+            "row_group": number,
+            "row": 100 - number,
+            "fingerprint_file": str(draw.choice(parts[1 - delivery])),
+            "fingerprint_row": number * 7,
+            "rank": draw.bytes(RANK_BYTES),
+            "settled": number % 2 == 0,
+        }
+
+
+SCHEMA = (
+    "file_id binary, repo string, licenses array<string>, stars long, size long, content_hash binary, shingles long, "
+    "delivery int, part string, row_group int, row int, fingerprint_file string, fingerprint_row long, rank binary, "
+    "settled boolean"
+)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_files_are_packed_with_the_places_of_their_content(spark, earlier):
     draw = np.random.default_rng(4)
     parts = [["a.parquet", "b.parquet", "deep/c.parquet"], ["b.parquet", "z.parquet"]]
-    rows = [
-        (draw.bytes(KEY_BYTES), shingles, delivery, str(draw.choice(parts[delivery])), row_group, row)
-        for shingles, delivery, row_group, row in zip(
-            [*range(1, 60), 1 << 40], draw.integers(0, 2, 60).tolist(), range(60), range(60, 0, -1), strict=True
-        )
-    ]
-    schema = "key binary, shingles long, delivery int, part string, row_group int, row int"
-    blobs = slim_blobs(spark.createDataFrame(rows, schema), parts, 7).collect()
-    found = {}
+    rows = list(rows_of_files(draw, parts))
+    table = spark.createDataFrame([tuple(row.values()) for row in rows], SCHEMA)
+    pack = earlier_files if earlier else fresh_files
+    blobs = pack(table, parts[::-1], parts, 7).collect()
+    records = {}
     for blob in blobs:
-        records = np.frombuffer(blob.records, SLIM)
-        assert (blob.kind, blob["count"]) == (KIND_SLIM, len(records))
-        assert set(bucket_of(spots_of(records["key"]), 7).tolist()) == {blob.bucket}
-        found |= {record["key"].tobytes(): record.tolist()[1:] for record in records}
-    assert sum(blob["count"] for blob in blobs) == len(rows)
-    expected = {}
-    for key, shingles, delivery, part, row_group, row in rows:
-        known = min(shingles, (1 << 32) - 1)
-        expected[key] = (known, (delivery, parts[delivery].index(part), row_group, row, known))
-    assert found == expected
+        found = np.frombuffer(blob.records, FILE)
+        assert (blob.kind, blob["count"]) == (KIND_FILE, len(found))
+        assert (content_bucket(found, 7) == blob.bucket).all()
+        records |= {record["id"].tobytes(): record for record in found}
+    assert sum(blob["count"] for blob in blobs) == len(rows) == len(records)
+    hashes = {}
+    for row in rows:
+        record, known = records[row["file_id"]], min(row["shingles"], (1 << 32) - 1)
+        assert record["content"].tobytes() == row["content_hash"]
+        assert hashes.setdefault(row["repo"], record["repo"]) == record["repo"]
+        part = parts[row["delivery"]].index(row["part"])
+        assert record["place"].tolist() == (row["delivery"], part, row["row_group"], row["row"], known)
+        assert record["shingles"] == known
+        file = parts[1 - row["delivery"]].index(row["fingerprint_file"]) + (2 if row["delivery"] else 0)
+        assert spots_of(record["key"][None, :]) == (file << 32) + row["fingerprint_row"]
+        if earlier:
+            first = row["rank"][0] & (0x7F if row["settled"] else 0xFF)
+            assert record["key"].tobytes()[:RANK_BYTES] == bytes([first]) + row["rank"][1:]
+        else:
+            assert record["key"].tobytes()[12:RANK_BYTES] == row["file_id"][:8]
+    assert len(set(map(int, hashes.values()))) == 3
+    assert hashes[""] == 0

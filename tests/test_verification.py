@@ -52,7 +52,7 @@ def proven(edges, similarities):
 
 
 @pytest.mark.parametrize("run_bytes", [1, 3000, 20_000, 256 << 20])
-def test_edges_are_the_same_in_runs_of_any_size(corpus, monkeypatch, run_bytes):
+def test_edges_are_the_same_in_runs_of_any_size(spark, corpus, monkeypatch, tmp_path, run_bytes):
     monkeypatch.setattr(verification, "RUN_BYTES", run_bytes)
     documents, parts, edges, similarities = corpus
     runs = list(verification._runs(edges))
@@ -61,12 +61,14 @@ def test_edges_are_the_same_in_runs_of_any_size(corpus, monkeypatch, run_bytes):
     for run in runs:
         files = {tuple(file): shingles for *file, shingles in run["places"].ravel().tolist()}
         assert len(run) == 1 or 8 * sum(files.values()) < run_bytes
-    found = [verification._verify(run, documents, parts, 0.7, WHOLE_TEXT) for run in runs]
+    blobs = spark.createDataFrame(pa.Table.from_batches(edge_blobs(edges), SCHEMA))
+    verification._write_sets(blobs, documents, parts, WHOLE_TEXT, 5, str(tmp_path))
+    found = [verification._verify(run, 0.7, str(tmp_path), 5) for run in runs]
     assert np.concatenate(found).tobytes() == proven(edges, similarities).tobytes()
 
 
 @pytest.mark.parametrize("by", ["files", "places"])
-def test_verified_edges_are_those_that_are_similar(spark, corpus, by):
+def test_verified_edges_are_those_that_are_similar(spark, corpus, tmp_path, by):
     """However they were shared out: by the files that they have in common, or by where these lie."""
     documents, parts, edges, similarities = corpus
     units = np.arange(len(edges)) * UNITS // len(edges)
@@ -74,7 +76,7 @@ def test_verified_edges_are_those_that_are_similar(spark, corpus, by):
     if by == "places":
         blobs = by_place(blobs).localCheckpoint()
         assert {row.bucket for row in blobs.collect()} <= set(range(UNITS))
-    found = verified(blobs, documents, parts, 0.7, WHOLE_TEXT, workers=3)
+    found = verified(blobs, documents, parts, 0.7, WHOLE_TEXT, workers=3, folder=str(tmp_path))
     records = np.concatenate(list(edges_in(found.toArrow().to_batches())))
     expected = proven(edges, similarities)
     assert sorted(record.tobytes() for record in records) == sorted(record.tobytes() for record in expected)

@@ -5,9 +5,7 @@ licence header or a generated stub gives it a million members. A bucket is a ban
 sorted in memory while it is small, else in runs on disk, so that a band of any size finishes.
 """
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 
 from spark_jobs.near_duplicates.exchange import Blobs, exchanged, flushed, scattered
+from spark_jobs.near_duplicates.fingerprints import matrix
 from spark_jobs.near_duplicates.lookup import Source, by_spot, looked_up
 from spark_jobs.near_duplicates.records import (
     BAND_MEMBER,
@@ -31,21 +30,21 @@ from spark_jobs.near_duplicates.records import (
     bucket_of,
     first_of_each,
     numbers,
-    search,
     spots_of,
 )
+from spark_jobs.near_duplicates.runs import Order, sorted_runs
 from spark_jobs.near_duplicates.settings import BANDS, ROWS
 
-HUBS = 32
+HUBS = 64
 
-# A band's members that a worker sorts at once, and the bytes of a bucket that the number of buckets aims at.
-RUN_BYTES = 32 << 20
+# The bytes of a bucket of band members that the number of buckets aims at.
 _BUCKET_BYTES = 16 << 20
 # Pairs gathered over a task's bands before repeated ones are dropped: similar files meet in many bands.
 _PAIRS_AT_ONCE = 1 << 18
 # Bands that are reported: the HOTTEST of a bucket, if they have more members than this.
 HOT_MEMBERS, HOTTEST = 200, 3
 _UNSETTLED = 0x80  # the top bit of a key
+_BY_DIGEST = Order(lambda members: members["digest"], lambda members: numbers(members["key"]))
 
 
 def recall(similarity: float) -> float:
@@ -56,13 +55,13 @@ def recall(similarity: float) -> float:
 def candidate_pairs(
     files: DataFrame, count: int, sources: Sequence[Source], threshold: float, buckets: int, tasks: int
 ) -> DataFrame:
-    """Blobs of PAIRs, of REQUESTs for the sketches of their files, and of HOT_BANDs.
+    """Blobs of PAIRs, of REQUESTs for the sketches of their better files, and of HOT_BANDs.
 
     A pair shares a band, and its sizes allow the threshold: sets of n <= m shingles are at most n / m similar. It may
-    come several times. It goes to the bucket of its worse file, and so do the sketches of both.
+    come several times. It goes to the bucket of its worse file, where the sketch of the better one is wanted too.
 
     Args:
-        files: blobs of SLIM records; one file a distinct content that has words.
+        files: blobs of SLIM records; one file a distinct content. Those without words are in no pair.
         count: their number.
         sources: where their bands lie.
         threshold: least similarity wanted.
@@ -90,9 +89,11 @@ def candidate_pairs(
 
 def _members(blobs: Blobs, sources: Sequence[Source]) -> Iterator[Records]:
     """The BAND_MEMBERs of a bucket's files, file by file."""
-    for files, bands in looked_up(by_spot(records for _, records in blobs), sources, "bands", "<u8"):
+    worded = by_spot(records[records["shingles"] > 0] for _, records in blobs)
+    for at, batch in looked_up(spots_of(worded["key"]), sources, ["bands"]):
+        files = worded[at]
         members = np.empty((len(files), BANDS), BAND_MEMBER)
-        members["digest"] = bands
+        members["digest"] = matrix(batch.column("bands"), "<u8")
         members["key"], members["shingles"] = files["key"][:, None, :], files["shingles"][:, None]
         yield members.ravel()
 
@@ -103,7 +104,7 @@ def _pairs_of_buckets(
     """PAIRs of each bucket, bands one after the other. Of a band that spans batches only the hubs are remembered."""
     for bucket, blobs in buckets:
         members, counts = np.empty(0, BAND_MEMBER), np.zeros(0, np.int64)
-        for run in sorted_runs(records for _, records in blobs):
+        for run in sorted_runs((records for _, records in blobs), _BY_DIGEST, shared_only=True):
             remembered = len(members)
             members = np.concatenate([members, run])
             settled = members["key"][:, 0] < _UNSETTLED
@@ -182,75 +183,13 @@ def distinct_pairs(pairs: Records) -> Records:
 
 
 def _addressed(pairs: Records, buckets: int) -> Iterator[pa.RecordBatch]:
-    """Pairs for the buckets of their worse files, and requests that the sketches of both be sent there."""
-    to = bucket_of(pairs["worse"], buckets)
+    """Pairs for the buckets of their worse files, and requests that the sketches of the better ones be sent there,
+    unless they lie there too."""
+    to, there = bucket_of(pairs["worse"], buckets), bucket_of(pairs["better"], buckets)
     yield scattered(pairs, KIND_PAIR, to)
-    spots, to = np.concatenate([pairs["better"], pairs["worse"]]), np.tile(to, 2)
+    away = to != there
+    spots, to = pairs["better"][away], to[away]
     wanted = first_of_each(np.column_stack([spots, to.astype(np.uint64)]))
     requests = np.empty(len(wanted), REQUEST)
     requests["spot"], requests["bucket"] = spots[wanted], to[wanted]
     yield scattered(requests, KIND_REQUEST, bucket_of(requests["spot"], buckets))
-
-
-def sorted_runs(parts: Iterable[Records], run_bytes: int = RUN_BYTES) -> Iterator[Records]:
-    """BAND_MEMBERs sorted by digest and key, in arrays of at most about `run_bytes`.
-
-    Members beyond `run_bytes` are sorted in runs, which wait in a temporary file and are merged; where there are no
-    more, those that share their digest with nobody are left out.
-    """
-    runs: list[Records] = []
-    with tempfile.TemporaryFile() as spilled:
-        waiting: list[Records] = []
-        for part in parts:
-            waiting += [part] if len(part) else []
-            if sum(one.nbytes for one in waiting) >= run_bytes:
-                runs.append(_spilled(_sorted(np.concatenate(waiting)), spilled))
-                waiting = []
-        if waiting and not runs:
-            yield _sorted(np.concatenate(waiting), shared_only=True)
-            return
-        if waiting:
-            runs.append(_sorted(np.concatenate(waiting)))
-        yield from _merged(runs, run_bytes // BAND_MEMBER.itemsize)
-
-
-def _sorted(members: Records, shared_only: bool = False) -> Records:
-    """By digest; only members that share one are compared by their keys."""
-    order = np.argsort(members["digest"])
-    digests = members["digest"][order]
-    same = digests[1:] == digests[:-1]
-    shared = np.flatnonzero(np.append(same, False) | np.append(False, same)) if len(members) else order
-    keys = numbers(members["key"][order[shared]])
-    order[shared] = order[shared][np.lexsort([*keys.T[::-1], digests[shared]])]
-    return members[order[shared] if shared_only else order]
-
-
-def _spilled(members: Records, file: BinaryIO) -> Records:
-    begin = file.seek(0, 2)
-    file.write(members.tobytes())
-    file.flush()
-    return np.memmap(file, BAND_MEMBER, "r", begin, members.shape)
-
-
-def _merged(runs: list[Records], most: int) -> Iterator[Records]:
-    """Sorted runs as one, in pieces of at most about `most` members: each piece ends where the first of the runs has
-    given its share."""
-    while len(runs) > 1:
-        share = max(1, most // len(runs))
-        ends = [run[min(share, len(run)) - 1 : min(share, len(run))] for run in runs]
-        last = min((_order(end) for end in ends), key=lambda order: order[0].tolist())
-        cuts = [_cut(run, last, share) for run in runs]
-        yield _sorted(np.concatenate([run[:cut] for run, cut in zip(runs, cuts, strict=True)]))
-        runs = [run[cut:] for run, cut in zip(runs, cuts, strict=True) if cut < len(run)]
-    yield from (run[first : first + most] for run in runs for first in range(0, len(run), most))
-
-
-def _order(members: Records) -> NDArray[np.uint64]:
-    return np.column_stack([members["digest"], numbers(members["key"])])
-
-
-def _cut(run: Records, last: NDArray[np.uint64], share: int) -> int:
-    """How many members of a run are not after `last`; they are among its first `share`, or end the run."""
-    head = _order(run[:share])
-    cut = int(search(head, last)[0])
-    return cut + int(cut < len(head) and (head[cut] == last[0]).all())

@@ -7,20 +7,23 @@ that was kept without reading it, and a withdrawal finds what had gone for the w
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark_jobs import tables
-from spark_jobs.content import LOCATION, part_names
-from spark_jobs.near_duplicates.duplicates import SLIM
-from spark_jobs.near_duplicates.keep_order import key_of, settled_rank
+from spark_jobs.content import part_names
+from spark_jobs.near_duplicates.exchange import BLOBS
+from spark_jobs.near_duplicates.fingerprints import binary
+from spark_jobs.near_duplicates.keep_order import RANK_BYTES
 from spark_jobs.near_duplicates.lookup import Source
+from spark_jobs.near_duplicates.records import DTYPES, KIND_COPY, KIND_SLIM, spots_of
 from spark_jobs.near_duplicates.settings import Settings
 from spark_jobs.rules.measurement import FINGERPRINTED
 from spark_jobs.storage import Storage
@@ -29,8 +32,8 @@ FILES, FINGERPRINTS, WITHDRAWN = "_index/files", "_index/fingerprints", "_index/
 WITHDRAWN_ROWS = "file_id binary"
 # Where the fingerprints of a file lie: a Parquet file of its delivery's, and the row in it.
 SPOT = ("fingerprint_file", "fingerprint_row")
-# Columns of the files that an index keeps.
-INDEXED = ("file_id", "repo", "path", "size", "content_hash", "shingles", "rank", *LOCATION, *SPOT)
+_RANKED = "rank binary, fingerprint_file string, fingerprint_row long"
+Batches = Iterator[pa.RecordBatch]
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -64,20 +67,12 @@ def no_ids(spark: SparkSession) -> DataFrame:
     return spark.createDataFrame(pa.table({"file_id": pa.array([], pa.binary())}))
 
 
-def numbered(spark: SparkSession, files: DataFrame, deliveries: Sequence[Delivery]) -> DataFrame:
-    """Files (`rank`, `delivery` and SPOT) with their `key`: files of fingerprints are numbered over all deliveries."""
-    names = [(at, name) for at, delivery in enumerate(deliveries) for name in part_names(delivery.fingerprints)]
-    columns = [pa.array([at for at, _ in names], pa.int32()), pa.array([name for _, name in names], pa.string())]
-    columns.append(pa.array(range(len(names)), pa.int64()))
-    numbers = spark.createDataFrame(pa.table(columns, names=["delivery", "fingerprint_file", "number"]))
-    found = files.join(F.broadcast(numbers), ["delivery", "fingerprint_file"])
-    return found.withColumn("key", key_of(F.col("rank"), F.col("number"), F.col("fingerprint_row"))).drop("number")
-
-
 def sources_of(deliveries: Sequence[Delivery]) -> list[Source]:
     """The files of fingerprints, in the order of their numbers."""
     return [
-        Source(delivery.fingerprints, name) for delivery in deliveries for name in part_names(delivery.fingerprints)
+        Source(delivery.fingerprints, name, delivery.documents)
+        for delivery in deliveries
+        for name in part_names(delivery.fingerprints)
     ]
 
 
@@ -135,11 +130,17 @@ class Collection:
 
     @cached_property
     def files(self) -> DataFrame:
-        """INDEXED columns and `delivery` of all files of earlier deliveries."""
-        parts = [
-            self._spark.read.parquet(delivery.files).select(*INDEXED).withColumn("delivery", F.lit(number))
-            for number, delivery in enumerate(self.deliveries)
-        ]
+        """What is measured of all files of earlier deliveries, with SPOT, `rank` and `delivery`."""
+        first, parts = 0, []
+        for number, delivery in enumerate(self.deliveries):
+            names = part_names(delivery.fingerprints)
+            blobs = self._spark.read.schema(BLOBS).parquet(delivery.files)
+            ranks = blobs.where(F.col("kind").isin(KIND_SLIM, KIND_COPY)).mapInArrow(
+                _ranks(number, first, names), _RANKED
+            )
+            parts.append(fingerprinted(self._spark, delivery.fingerprints).join(ranks, list(SPOT)))
+            parts[-1] = parts[-1].withColumn("delivery", F.lit(number))
+            first += len(names)
         return reduce(DataFrame.unionAll, parts)
 
     @cached_property
@@ -166,24 +167,37 @@ class Collection:
         return self._removals.join(gone, "file_id", "left_anti").join(kept_gone, "kept_file_id", "left_anti")
 
     def settled(self) -> DataFrame:
-        """Rows of SLIM of the files that were kept and are not withdrawn; they come before all fresh ones."""
+        """The files that were kept and are not withdrawn; they come before all fresh ones."""
         kept = self.files.join(self._removals.select("file_id"), "file_id", "left_anti")
-        kept = kept.join(self.withdrawn, "file_id", "left_anti")
-        ranks = settled_rank(F.col("rank"))
-        return self._competing(kept.withColumn("rank", ranks).withColumn("settled", F.lit(True)))
+        return kept.join(self.withdrawn, "file_id", "left_anti").withColumn("settled", F.lit(True))
 
     def released(self) -> DataFrame:
-        """Rows of SLIM of the files that had gone for files withdrawn now: they compete again."""
+        """The files that had gone for files withdrawn now: they compete again."""
         gone = self.newly_withdrawn.withColumnRenamed("file_id", "kept_file_id")
         ids = self._removals.join(gone, "kept_file_id", "left_semi").select("file_id")
         free = self.files.join(ids, "file_id", "left_semi").join(self.withdrawn, "file_id", "left_anti")
-        return self._competing(free.withColumn("settled", F.lit(False)))
-
-    def _competing(self, files: DataFrame) -> DataFrame:
-        return numbered(self._spark, files, self.deliveries).select(*SLIM)
+        return free.withColumn("settled", F.lit(False))
 
     def unknown(self, fresh: DataFrame) -> DataFrame:
         """The fresh files that are not in the collection, nor withdrawn from it: a file that comes again is one."""
         return fresh.join(self.files.select("file_id"), "file_id", "left_anti").join(
             self.withdrawn, "file_id", "left_anti"
         )
+
+
+def _ranks(delivery: int, first: int, names: Sequence[str]) -> Callable[[Iterable[pa.RecordBatch]], Batches]:
+    """Makes rows of _RANKED of blobs of SLIM and COPY records, of the files of one delivery, whose files of
+    fingerprints are numbered from `first` on."""
+
+    def unpack(batches: Iterable[pa.RecordBatch]) -> Batches:
+        for batch in batches:
+            for kind, blob in zip(batch.column("kind").to_pylist(), batch.column("records"), strict=True):
+                found = np.frombuffer(blob.as_buffer(), DTYPES[kind])
+                keys = found["key"][found["place"]["delivery"] == delivery]
+                spots = spots_of(keys)
+                files = (spots >> np.uint64(32)).astype(np.int64) - first
+                columns = [binary(keys[:, :RANK_BYTES]), pa.array(names, pa.large_string()).take(pa.array(files))]
+                rows = pa.array((spots & np.uint64(0xFFFFFFFF)).astype(np.int64))
+                yield pa.record_batch([*columns, rows], names=["rank", *SPOT])
+
+    return unpack

@@ -16,16 +16,17 @@ from pyspark.sql import functions as F
 
 from spark_jobs.near_duplicates.candidates import distinct_pairs
 from spark_jobs.near_duplicates.edges import ESTIMATE, OPEN, SKETCH, edge_blobs
-from spark_jobs.near_duplicates.exchange import FLUSH_BYTES, Blobs, exchanged, flushed, scattered
+from spark_jobs.near_duplicates.exchange import FLUSH_BYTES, Blobs, exchanged, flushed, of_kind, scattered
+from spark_jobs.near_duplicates.fingerprints import matrix
 from spark_jobs.near_duplicates.lookup import Source, by_spot, looked_up
 from spark_jobs.near_duplicates.records import (
     DTYPES,
     EDGE,
-    KIND_OWN,
     KIND_PAIR,
     KIND_REPLY,
     KIND_REQUEST,
     KIND_SLIM,
+    PAIR,
     REQUEST,
     SKETCHED,
     SLIM,
@@ -34,6 +35,9 @@ from spark_jobs.near_duplicates.records import (
     spots_of,
 )
 from spark_jobs.near_duplicates.sketches import SIMILAR, UNDECIDED, judge
+
+# Sketches in one blob.
+_BLOB_SKETCHES = FLUSH_BYTES // SKETCHED.itemsize
 
 
 def edges_of(
@@ -51,48 +55,43 @@ def edges_of(
     """
 
     def reply(groups: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
-        for bucket, blobs in groups:
-            yield from _replies(bucket, blobs, sources)
+        for _, blobs in groups:
+            yield from _replies(blobs, sources)
 
     def compare(groups: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
-        for edges in flushed(part for _, blobs in groups for part in _edges(blobs, threshold, exact)):
+        for edges in flushed(part for _, blobs in groups for part in _edges(blobs, sources, threshold, exact)):
             yield from edge_blobs(edges)
 
     requests = pairs.where(F.col("kind") == KIND_REQUEST)
     replies = exchanged(files.unionAll(requests), tasks, reply, DTYPES)
-    waiting = pairs.where(F.col("kind") == KIND_PAIR)
+    waiting = files.unionAll(pairs.where(F.col("kind") == KIND_PAIR))
     return exchanged(waiting.unionAll(replies), tasks, compare, DTYPES)
 
 
-def _by_kind(blobs: Blobs, kind: int, following: list[tuple[int, Records]]) -> Records:
-    """All records of the first kind; the first blob of the next kind, if any, is put into `following`."""
-    parts = [np.empty(0, DTYPES[kind])]
-    for found, records in blobs:
-        if found != kind:
-            following.append((found, records))
-            break
-        parts.append(records)
-    return np.concatenate(parts)
-
-
-def _replies(bucket: int, blobs: Blobs, sources: Sequence[Source]) -> Iterator[pa.RecordBatch]:
+def _replies(blobs: Blobs, sources: Sequence[Source]) -> Iterator[pa.RecordBatch]:
     """The sketches of a bucket's files, for the buckets that want them."""
     following: list[tuple[int, Records]] = []
-    files = by_spot([_by_kind(blobs, KIND_SLIM, following)])
+    files = by_spot([of_kind(blobs, KIND_SLIM, SLIM, following)])
     requests = np.concatenate([np.empty(0, REQUEST), *(records for _, records in chain(following, blobs))])
     requests = requests[first_of_each(np.column_stack([requests["spot"], requests["bucket"].astype(np.uint64)]))]
     requests = requests[np.argsort(requests["spot"])]
-    wanted = np.isin(spots_of(files["key"]), requests["spot"])
-    for slim, sketches in looked_up(files[wanted], sources, "sketch", "u1"):
-        found = np.empty(len(slim), SKETCHED)
-        for name in SLIM.names or ():
-            found[name] = slim[name]
-        found["sketch"] = sketches
-        file, request = _matches(requests["spot"], spots_of(slim["key"]))
+    for found in _sketched(files, requests["spot"], sources):
+        file, request = _matches(requests["spot"], spots_of(found["key"]))
         to = requests["bucket"][request].astype(np.int64)
-        for kind, here in ((KIND_OWN, to == bucket), (KIND_REPLY, to != bucket)):
-            for portion in _portions(np.flatnonzero(here)):
-                yield scattered(found[file[portion]], kind, to[portion])
+        for first in range(0, len(to), _BLOB_SKETCHES):
+            some = slice(first, first + _BLOB_SKETCHES)
+            yield scattered(found[file[some]], KIND_REPLY, to[some])
+
+
+def _sketched(files: Records, spots: NDArray[np.uint64], sources: Sequence[Source]) -> Iterator[Records]:
+    """SKETCHED records of those of the files (SLIM, sorted by spot) whose spots are asked for."""
+    files = files[np.isin(spots_of(files["key"]), spots)]
+    for at, batch in looked_up(spots_of(files["key"]), sources, ["sketch"]):
+        found = np.empty(batch.num_rows, SKETCHED)
+        for name in SLIM.names or ():
+            found[name] = files[name][at]
+        found["sketch"] = matrix(batch.column("sketch"), "u1")
+        yield found
 
 
 def _matches(values: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -103,22 +102,17 @@ def _matches(values: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[ND
     return of, np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
 
 
-def _portions(values: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """An array in pieces of as many as there are sketches in a blob of FLUSH_BYTES."""
-    at_once = max(1, FLUSH_BYTES // SKETCHED.itemsize)
-    return (values[first : first + at_once] for first in range(0, len(values), at_once))
-
-
-def _edges(blobs: Blobs, threshold: float, exact: bool) -> Iterator[Records]:
+def _edges(blobs: Blobs, sources: Sequence[Source], threshold: float, exact: bool) -> Iterator[Records]:
     """The edges of one bucket: its pairs, against the sketches of its own files and those that came as replies."""
     following: list[tuple[int, Records]] = []
-    own = _by_kind(blobs, KIND_OWN, following)
-    own = own[np.argsort(spots_of(own["key"]))]
+    files = by_spot([of_kind(blobs, KIND_SLIM, SLIM, following)])
     rest, following = chain(following, blobs), []
-    pairs = distinct_pairs(_by_kind(rest, KIND_PAIR, following))
+    pairs = distinct_pairs(of_kind(rest, KIND_PAIR, PAIR, following))
     pairs = pairs[np.argsort(pairs["better"])]
+    wanted = np.concatenate([pairs["better"], pairs["worse"]])
+    own = np.concatenate([np.empty(0, SKETCHED), *_sketched(files, wanted, sources)])
     worse_places = np.searchsorted(spots_of(own["key"]), pairs["worse"])
-    for _, better in chain([(KIND_OWN, own)], following, rest):
+    for better in chain([own], (records for _, records in chain(following, rest))):
         file, pair = _matches(pairs["better"], spots_of(better["key"]))
         worse = worse_places[pair]
         estimates, verdicts = judge(better, own, file, worse, threshold)

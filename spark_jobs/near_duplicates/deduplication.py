@@ -1,12 +1,14 @@
 """One run of de-duplication, step by step, and what it tells."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark_jobs import tables
+from spark_jobs.content import part_names
 from spark_jobs.near_duplicates import duplicates as steps
 from spark_jobs.near_duplicates.collection import (
     FILES,
@@ -16,16 +18,19 @@ from spark_jobs.near_duplicates.collection import (
     Delivery,
     fingerprinted,
     no_ids,
-    numbered,
     sources_of,
 )
+from spark_jobs.near_duplicates.copies import folded, ranked
+from spark_jobs.near_duplicates.edges import count_of
 from spark_jobs.near_duplicates.hot_bands import hot_bands
-from spark_jobs.near_duplicates.keep_order import losses_of_repositories, ranked
+from spark_jobs.near_duplicates.lookup import earlier_files, fresh_files
+from spark_jobs.near_duplicates.records import KIND_COPY, KIND_REMOVAL, KIND_SLIM
+from spark_jobs.near_duplicates.removals import named, removals_of_all
 from spark_jobs.near_duplicates.settings import Settings
 from spark_jobs.near_duplicates.survivors import write_survivors
 from spark_jobs.rules.measurement import write_fingerprints
 from spark_jobs.session import shuffled_bytes, step
-from spark_jobs.storage import Storage
+from spark_jobs.storage import Storage, parquet_rows
 
 
 class Deduplication:
@@ -63,18 +68,19 @@ class Deduplication:
             index = f"{Storage(stage.output).uri}/{FILES}"
             self._deliveries.append(Delivery.of(index, self._fingerprints(), self._inputs["documents"]))
         with step(spark, "dedup: exact copies"):
-            files = self._slim()
-            self._compared = stage.staged(steps.best_copies(files), "best")
-        documents = [delivery.documents for delivery in self._deliveries]
-        near = steps.similar_files(self._compared, documents, sources_of(self._deliveries), self._settings, stage)
+            self._ranked = self._folded()
+            slim = self._ranked.where(F.col("kind") == KIND_SLIM)
+        documents, sources = [delivery.documents for delivery in self._deliveries], sources_of(self._deliveries)
+        near = steps.similar_files(slim, documents, sources, self._buckets, self._settings, stage)
         with step(spark, "dedup: naming the removed and the kept"):
-            copies = steps.exact_copies(files, self._compared)
-            found = steps.named(steps.resolved(copies, near), files)
+            copies = self._ranked.where(F.col("kind") == KIND_COPY)
+            gone = stage.staged(removals_of_all(near, copies, self._tasks, self._buckets), "removals")
+            self._removals = gone.where(F.col("kind") == KIND_REMOVAL)
+            found = named(gone, sources, self._tasks)
             if self._earlier:
                 found = found.unionAll(self._earlier.standing_removals().select(*found.columns))
             kinds = {kind: F.count_if(F.col("kind") == kind) for kind in ("exact", "near")}
             self._duplicates, self._counts = stage.append(found, kinds)
-        self._files = files
 
     def _fingerprints(self) -> str:
         """Where the fingerprints of the documents lie: in their signals, or measured now."""
@@ -85,19 +91,25 @@ class Deduplication:
             write_fingerprints(self._spark, self._inputs["documents"], self._settings.fingerprint, folder)
         return folder
 
-    def _slim(self) -> DataFrame:
-        """All files that compete, without their fingerprints; those of this delivery become its index."""
+    def _folded(self) -> DataFrame:
+        """Blobs of all files that compete: the best of each content, and its copies. They become this run's index."""
+        fingerprints = [part_names(delivery.fingerprints) for delivery in self._deliveries]
+        documents = steps.parts_of([delivery.documents for delivery in self._deliveries])
+        files = sum(parquet_rows(delivery.fingerprints) for delivery in self._deliveries)
+        self._tasks = steps.tasks_for(self._spark, files)
+        self._buckets = steps.buckets_of(files, self._spark.sparkContext.defaultParallelism)
         parts = []
         if "documents" in self._inputs:
-            parts.append(self._stage.kept(self._fresh(), FILES).select(*steps.SLIM))
-        if self._earlier is None:
-            self._stage.beside(no_ids(self._spark), WITHDRAWN)
-            return parts[0]
-        self._stage.beside(self._earlier.withdrawn, WITHDRAWN)
-        return self._stage.staged(_union([*parts, self._earlier.settled(), self._earlier.released()]), "slim")
+            parts.append(ranked(fresh_files(self._fresh(), fingerprints, documents, self._tasks), self._tasks))
+        if self._earlier:
+            known = self._earlier.settled().unionByName(self._earlier.released())
+            parts.append(earlier_files(known, fingerprints, documents, self._tasks))
+        self._stage.beside(self._earlier.withdrawn if self._earlier else no_ids(self._spark), WITHDRAWN)
+        keep = self._stage.kept if "documents" in self._inputs else self._stage.staged
+        return keep(folded(reduce(DataFrame.unionAll, parts), self._tasks, self._buckets), FILES)
 
     def _fresh(self) -> DataFrame:
-        """The files of this delivery that compete, ranked, with all that an index keeps of them."""
+        """What is measured of the files of this delivery that compete."""
         judged = {
             kind: tables.read(self._spark, self._inputs[kind], kind)
             for kind in ("verdicts", "contaminated")
@@ -106,39 +118,33 @@ class Deduplication:
         competing = steps.competitors(fingerprinted(self._spark, self._deliveries[-1].fingerprints), **judged)
         if self._earlier:
             competing = self._earlier.unknown(competing)
-        own = {"delivery": F.lit(len(self._deliveries) - 1), "settled": F.lit(False)}
-        competing = competing.withColumns(own)
-        shared = steps.shared_contents(competing)
-        copies = self._stage.staged(competing.join(shared, "content_hash", "left_semi"), "copies")
-        fresh = steps.without_repeats(competing, copies)
-        return numbered(self._spark, ranked(fresh, losses_of_repositories(competing, copies)), self._deliveries)
+        return competing.withColumn("delivery", F.lit(len(self._deliveries) - 1))
 
     def write_survivors(self, stage: tables.Stage) -> None:
         """Write the rows of the documents that are kept now and were not before."""
         with step(self._spark, "dedup: writing the survivors"):
-            kept = self._files.where("NOT settled").join(self._duplicates.select("file_id"), "file_id", "left_anti")
+            slim = self._ranked.where(F.col("kind") == KIND_SLIM)
             documents = [delivery.documents for delivery in self._deliveries]
-            rows = write_survivors(kept, documents, stage.output)
+            rows = write_survivors(slim, self._removals, documents, self._tasks, stage.output)
             stage.finish(rows=rows)
         print(f"dedup: {rows:,} survivors in {stage.output}")
 
     def finish(self) -> None:
         """Write the clusters, tell what was found, and finish the table of duplicates."""
-        stage, entered = self._stage, self._files.where("NOT settled").count()
+        stage = self._stage
         with step(self._spark, "dedup: clusters"):
-            stage.beside(steps.clusters_of(self._duplicates, self._sizes()), "_clusters")
+            stage.beside(steps.clusters_of(self._duplicates), "_clusters")
         self._tell_hot_bands()
         stage.finish(**self._counts, deliveries=[delivery._asdict() for delivery in self._deliveries])
-        self._tell(entered, self._counts)
+        self._tell(self._entered(), self._counts)
 
-    def _sizes(self) -> DataFrame:
-        """Rows (file_id, size) of all files that may have been removed."""
-        own = self._files.select("file_id", "size")
-        return own if self._earlier is None else own.unionAll(self._earlier.files.select(*own.columns)).distinct()
+    def _entered(self) -> int:
+        """How many files competed that had not been kept before."""
+        return count_of(self._ranked) - (self._earlier.settled().count() if self._earlier else 0)
 
     def _tell_hot_bands(self) -> None:
-        documents = [delivery.documents for delivery in self._deliveries]
-        for line in hot_bands(self._spark, self._stage.scratch("pairs"), self._compared, documents, self._settings):
+        sources = sources_of(self._deliveries)
+        for line in hot_bands(self._spark, self._stage.scratch("pairs"), sources, self._settings):
             print(line)
 
     def _tell(self, entered: int, counts: Mapping[str, Any]) -> None:
@@ -149,10 +155,3 @@ class Deduplication:
         print(
             f"dedup: {self._stage.output} names their twins, {self._stage.output}/_clusters the kept with their sizes"
         )
-
-
-def _union(parts: Sequence[DataFrame]) -> DataFrame:
-    whole, *rest = parts
-    for part in rest:
-        whole = whole.unionByName(part)
-    return whole

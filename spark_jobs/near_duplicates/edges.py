@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from spark_jobs.near_duplicates.exchange import BLOBS, FLUSH_BYTES, Records, flushed, scattered
 from spark_jobs.near_duplicates.fingerprints import binary, matrix
-from spark_jobs.near_duplicates.records import DTYPES, EDGE, KIND_EDGE
+from spark_jobs.near_duplicates.records import EDGE, KIND_EDGE, PLACE
 
 # How the similarity is known: not yet; from the sketches, as certain as their bounds say or as their estimate alone;
 # or exactly, from the sets of shingles. Names of these in tables: PROOFS.
@@ -90,7 +90,7 @@ def blobs_of(rows: DataFrame) -> DataFrame:
                 edges[name] = matrix(batch.column(name), "u1")
             for name in ("similarity", "band", "proof"):
                 edges[name] = np.asarray(batch.column(name))
-            edges["places"] = matrix(batch.column("places"), DTYPES[KIND_EDGE]["places"].base)
+            edges["places"] = matrix(batch.column("places"), PLACE)
             yield from edge_blobs(edges)
 
     return rows.mapInArrow(pack, BLOBS)

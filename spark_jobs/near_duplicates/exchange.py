@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame
+from pyspark.sql import types as T
 
 BLOBS = "bucket int, kind int, count int, records binary"
 FLUSH_BYTES = 4 << 20
@@ -50,27 +51,49 @@ def flushed(parts: Iterable[Records]) -> Iterator[Records]:
         yield np.concatenate(waiting)
 
 
+def of_kind(blobs: Blobs, kind: int, dtype: np.dtype, following: list[tuple[int, Records]]) -> Records:
+    """All records of the first kind of a bucket; the first blob of the next kind, if any, is put into `following`."""
+    parts = [np.empty(0, dtype)]
+    for found, records in blobs:
+        if found != kind:
+            following.append((found, records))
+            break
+        parts.append(records)
+    return np.concatenate(parts)
+
+
 def exchanged(
     blobs: DataFrame,
     tasks: int,
     each: Callable[[Iterator[tuple[int, Blobs]]], Iterator[pa.RecordBatch]],
     dtypes: Mapping[int, np.dtype],
+    schema: str | T.StructType = BLOBS,
 ) -> DataFrame:
     """Bring the blobs of each bucket together, in the order of their kinds; `each` makes rows of a task's buckets.
 
     Args:
         blobs: rows of BLOBS.
         tasks: Spark tasks that share the buckets; each takes its own one after the other.
-        each: from buckets (number, blobs) to batches of BLOBS. A bucket's blobs are to be read before the next
+        each: from buckets (number, blobs) to batches of `schema`. A bucket's blobs are to be read before the next
             bucket is asked for, as far as they are wanted.
         dtypes: the records' type by kind.
     """
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        groups = groupby(_rows(batches, dtypes), key=lambda row: row[0])
-        yield from each((bucket, ((kind, records) for _, kind, records in rows)) for bucket, rows in groups)
+        yield from each(buckets_in(batches, dtypes))
 
-    return blobs.repartitionById(tasks, "bucket").sortWithinPartitions("bucket", "kind").mapInArrow(run, BLOBS)
+    return gathered(blobs, tasks).mapInArrow(run, schema)
+
+
+def gathered(blobs: DataFrame, tasks: int) -> DataFrame:
+    """The same blobs, those of a bucket in the task of its number (of `tasks`), in the order of their kinds."""
+    return blobs.repartitionById(tasks, "bucket").sortWithinPartitions("bucket", "kind")
+
+
+def buckets_in(batches: Iterable[pa.RecordBatch], dtypes: Mapping[int, np.dtype]) -> Iterator[tuple[int, Blobs]]:
+    """The buckets of gathered blobs, to be read one after the other."""
+    for bucket, rows in groupby(_rows(batches, dtypes), key=lambda row: row[0]):
+        yield bucket, ((kind, records) for _, kind, records in rows)
 
 
 def _rows(batches: Iterable[pa.RecordBatch], dtypes: Mapping[int, np.dtype]) -> Iterator[tuple[int, int, Records]]:

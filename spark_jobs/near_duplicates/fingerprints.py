@@ -167,6 +167,19 @@ def fingerprints(data: Bytes, offsets: Offsets, taken: Fingerprint) -> NDArray[n
     return found
 
 
+@njit(nogil=True, cache=True)
+def _hashes(data: Bytes, offsets: Offsets, out: Hashes) -> None:
+    for row in range(len(offsets) - 1):
+        _murmur3(data, offsets[row], offsets[row + 1], out[row])
+
+
+def exact_hashes(data: Bytes, offsets: Offsets) -> Hashes:
+    """The exact hashes (n, 2) of texts, from their bytes end to end and the n + 1 bounds."""
+    found = np.empty((len(offsets) - 1, 2), np.uint64)
+    _hashes(data, offsets, found)
+    return found
+
+
 def minhashes(data: Bytes, offsets: Offsets) -> Sketches:
     """The MinHash values (n, PERMUTATIONS) behind the band digests, of documents as in `fingerprints`."""
     room = workspace(int(np.diff(offsets).max(initial=0)))

@@ -5,51 +5,42 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from spark_jobs.content import LOCATION, pieces, text_buffers
 from spark_jobs.near_duplicates.exchange import BLOBS
 from spark_jobs.near_duplicates.fingerprints import binary, minhashes
 from spark_jobs.near_duplicates.headers import header_end, header_tables
-from spark_jobs.near_duplicates.records import HOT_BAND, KIND_HOT
+from spark_jobs.near_duplicates.lookup import Source, looked_up
+from spark_jobs.near_duplicates.records import HOT_BAND, KIND_HOT, spots_of
 from spark_jobs.near_duplicates.settings import ROWS, SHINGLE_WORDS, Settings
 from spark_jobs.storage import Storage
 
-REPORTED = 5
+REPORTED, _LOOKED_AT = 5, 20
 # Of a long text the first words alone are searched for what makes the band.
 _SEARCHED_WORDS = 200_000
 _HOT = "key binary, band int, members long"
 
 
-def hot_bands(
-    spark: SparkSession, pairs: str, files: DataFrame, documents: Sequence[str], settings: Settings
-) -> list[str]:
+def hot_bands(spark: SparkSession, pairs: str, sources: Sequence[Source], settings: Settings) -> list[str]:
     """Lines about the REPORTED hottest bands, the hottest first.
 
     Args:
         spark: the session.
         pairs: where the blobs of `candidate_pairs` were staged.
-        files: `key` and where the content lies.
-        documents: paths of the content by delivery.
+        sources: the files of fingerprints, which say where the content lies.
         settings: what is taken of a text.
     """
     blobs = spark.read.schema(BLOBS).parquet(pairs).where(F.col("kind") == KIND_HOT)
     found = blobs.mapInArrow(_unpacked, _HOT).groupBy("key", "band").agg(F.max("members").alias("members"))
-    hottest = (
-        found.orderBy(F.desc("members"), "band", "key")
-        .limit(20)
-        .join(files.select("key", "delivery", *LOCATION), "key")
-    )
+    hottest = found.orderBy(F.desc("members"), "band", "key").limit(_LOOKED_AT).collect()
     lines: list[str] = []
     told: set[str] = set()
-    there = [Storage(path).exists() for path in documents]  # not all of those of earlier deliveries may be
-    for row in sorted(hottest.collect(), key=lambda row: (-row.members, row.band)):
-        if not there[row.delivery]:
-            continue
-        text = _text(documents[row.delivery], row.part, row.row_group, row.row)
-        words = _common_words(text, row.band, settings)
-        if words not in told and len(lines) < REPORTED:
+    for row in hottest:
+        text = _text(bytes(row.key), sources)
+        words = _common_words(text, row.band, settings) if text else ""
+        if words and words not in told and len(lines) < REPORTED:
             lines.append(f"dedup: {row.members:,} different files share a band (number {row.band}): {words}")
             told.add(words)
     return lines
@@ -63,9 +54,15 @@ def _unpacked(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             yield pa.record_batch([binary(found["key"]), *columns], names=["key", "band", "members"])
 
 
-def _text(documents: str, part: str, row_group: int, row: int) -> str:
-    names = ["part", "row_group", "rows"]
-    work = pa.record_batch([pa.array([part]), pa.array([row_group]), pa.array([[row]])], names=names)
+def _text(key: bytes, sources: Sequence[Source]) -> str:
+    """The text of the file of a key; "" if its documents are gone, as those of an earlier delivery may be."""
+    spots = spots_of(np.frombuffer(key, np.uint8)[None, :])
+    documents = sources[int(spots[0]) >> 32].documents
+    if not Storage(documents).exists():
+        return ""
+    ((_, place),) = looked_up(spots, sources, LOCATION)
+    part, row_group, row = (place.column(name) for name in LOCATION)
+    work = pa.record_batch([part, row_group, pa.array([row.to_pylist()])], names=["part", "row_group", "rows"])
     (piece,) = pieces(documents, [work], ["content"])
     return piece.batch.column("content")[0].as_py() or ""
 

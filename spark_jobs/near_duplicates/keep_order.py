@@ -1,103 +1,76 @@
-"""Which of two similar files is kept: a key that sorts from best to worst and tells where its fingerprint lies."""
+"""Which of two similar files is kept: a key that sorts from best to worst and tells where its fingerprint lies.
 
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
+Files that were kept before come first; then licence (permissive, none, other), most stars, the repository that loses
+the smallest share of its files to copies elsewhere, longest, least id. A key has, from its first bit on, 1 bit that is
+0 for those kept before, 2 for the licence, 24 for stars, 8 for the repository's losses, 29 for its hash (so that forks
+alike in all that do not share out each other's files), 32 for the size, and the first 64 of the id: stars and size
+are counted down. The last 64 are the spot: the number of the file of fingerprints, and the row in it. Two files that
+agree in all before it are not to be met, and no file shares it, so that a pair of keys is all that a pair of files
+needs.
+"""
 
-from spark_jobs.rules.licenses import licence_class
+import numpy as np
+from numpy.typing import NDArray
 
 RANK_BYTES, SPOT_BYTES = 20, 8
 KEY_BYTES = RANK_BYTES + SPOT_BYTES
-_MAX_STARS, _MAX_LOSSES, _REPOSITORIES, _MAX_SIZE = (1 << 24) - 1, (1 << 8) - 1, 1 << 29, (1 << 32) - 1
+MAX_STARS, MAX_LOSSES, MAX_SIZE = (1 << 24) - 1, (1 << 8) - 1, (1 << 32) - 1
+_REPOSITORY_BITS = 29
+
+Keys = NDArray[np.uint8]
 
 
-def ranked(files: DataFrame, losses: DataFrame) -> DataFrame:
-    """The files with their `rank`, whose order is the keep order.
-
-    Args:
-        files: what is known of them, and `settled`.
-        losses: what `losses_of_repositories` says of theirs.
-
-    Files that were kept before come first; then licence (permissive, none, other), most stars, the repository that
-    keeps most of its files, longest, least id. A rank has 1 bit for settled, 2 for the licence, 24 for stars, 8 for
-    the repository's losses, 29 for its hash (so that forks alike in all that do not share out each other's files),
-    32 for the size, and the first 64 of the id; stars, losses and size are counted down.
-    """
-    known = files.join(losses, "repo", "left")
-    stars = F.least(F.greatest(F.coalesce("stars", F.lit(0)), F.lit(0)), F.lit(_MAX_STARS))
-    size = F.least(F.coalesce("size", F.lit(0)), F.lit(_MAX_SIZE))
-    repository = F.when(F.coalesce("repo", F.lit("")) == "", 0).otherwise(F.pmod(F.xxhash64("repo"), _REPOSITORIES))
-    number = _packed(
-        (F.lit(1), 1),
-        (licence_class(F.col("licenses")), 2),
-        (F.lit(_MAX_STARS) - stars, 24),
-        (F.coalesce("losses", F.lit(0)), 8),
-        (repository, 29),
-    )
-    rank = F.concat(_eight_bytes(number), _four_bytes(F.lit(_MAX_SIZE) - size), F.substring("file_id", 1, 8))
-    return known.withColumn("rank", rank).drop("losses")
-
-
-def losses_of_repositories(files: DataFrame, copies: DataFrame) -> DataFrame:
-    """Rows (repo, losses): the share of its files, in 255ths, that a repository loses to exact copies elsewhere.
-
-    Forks are copies file by file, and a choice file by file would leave a part of each. This choice is made once to
-    see which repository keeps most, and then again with that in the keep order, so that one of them stays whole. A
-    repository that loses none has no row.
+def keys_of(
+    licences: NDArray[np.uint8],
+    stars: NDArray[np.int64],
+    repos: NDArray[np.uint64],
+    sizes: NDArray[np.int64],
+    ids: Keys,
+    spots: NDArray[np.uint64],
+) -> Keys:
+    """Keys (n, KEY_BYTES) of fresh files whose repositories lose nothing yet.
 
     Args:
-        files: what competes.
-        copies: those of them that share their content with others.
+        licences: their classes, as `licence_classes` tells them.
+        stars: of their repositories; less than 0 is none.
+        repos: hashes of the names of their repositories, 0 for none.
+        sizes: in bytes.
+        ids: (n, 16).
+        spots: where their fingerprints lie.
     """
-    order = F.struct(
-        (~F.col("settled")).alias("fresh"),
-        licence_class(F.col("licenses")).alias("licence"),
-        (-F.coalesce("stars", F.lit(0))).alias("fewer_stars"),
-        "file_id",
-        "repo",
-    )
-    contents = copies.groupBy("repo", "content_hash").agg(F.min(order).alias("best"), F.count(F.lit(1)).alias("rows"))
-    best = contents.groupBy("content_hash").agg(F.min("best").alias("best"))
-    wins = best.groupBy(F.col("best.repo").alias("repo")).agg(F.count(F.lit(1)).alias("wins"))
-    shared = (
-        contents.where("repo != ''")
-        .groupBy("repo")
-        .agg(F.count(F.lit(1)).alias("contents"), F.sum("rows").alias("rows"))
-    )
-    lost = shared.join(wins, "repo", "left").withColumn("lost", F.col("contents") - F.coalesce("wins", F.lit(0)))
-    totals = files.groupBy("repo").agg(F.count(F.lit(1)).alias("all"))
-    known = lost.where("lost > 0").join(totals, "repo")
-    share = F.col("lost") / (F.col("all") - F.col("rows") + F.col("contents"))
-    return known.select("repo", F.ceil(share * _MAX_LOSSES).alias("losses"))
+    number = np.uint64(1) << np.uint64(63) | licences.astype(np.uint64) << np.uint64(61)
+    number |= (MAX_STARS - np.clip(stars, 0, MAX_STARS)).astype(np.uint64) << np.uint64(37)
+    number |= repos & np.uint64((1 << _REPOSITORY_BITS) - 1)
+    left = (MAX_SIZE - np.clip(sizes, 0, MAX_SIZE)).astype(">u4")
+    return np.hstack([_bytes(number, ">u8"), _bytes(left, ">u4"), ids[:, :8], _bytes(spots, ">u8")])
 
 
-def _packed(*fields: tuple[Column, int]) -> Column:
-    """Numbers of so many bits, 64 altogether, as one: the first in the highest bits."""
-    whole = F.lit(0).cast("long")
-    for value, bits in fields:
-        whole = F.shiftleft(whole, bits).bitwiseOR(value.cast("long"))
-    return whole
+def standing(keys: Keys) -> NDArray[np.uint64]:
+    """What comes before the repository's losses in keys: whether the file was kept before, its licence and stars."""
+    return _number(keys) >> np.uint64(37)
 
 
-def _eight_bytes(number: Column) -> Column:
-    """The bytes of a number whose first bit is set, the highest of them first."""
-    return F.unhex(F.hex(number))
+def with_losses(keys: Keys, losses: NDArray[np.uint64]) -> Keys:
+    """The keys of fresh files whose repositories lose so many 255ths of their files."""
+    number = _number(keys) | losses << np.uint64(_REPOSITORY_BITS)
+    return np.hstack([_bytes(number, ">u8"), keys[:, 8:]])
 
 
-def _four_bytes(number: Column) -> Column:
-    """The same of a number below 2^32."""
-    return F.unhex(F.substring(F.hex(number.cast("long") + (1 << 32)), 2, 8))
+def settled(keys: Keys) -> Keys:
+    """The keys of files that were kept before: the first bit, which says that they are fresh, is cleared."""
+    found = keys.copy()
+    found[:, 0] &= 0x7F
+    return found
 
 
-def key_of(rank: Column, file: Column, row: Column) -> Column:
-    """A key: the rank, and the number of the file of fingerprints and the row in it where the file's own lies.
-
-    It sorts as the rank, for two files of one repository that agree in size and in 64 bits of their ids are not to be
-    met, and no file shares it, so that a pair of keys is all that a pair of files needs.
-    """
-    return F.concat(rank, _four_bytes(file), _four_bytes(row))
+def is_fresh(keys: Keys) -> NDArray[np.bool_]:
+    """Which of the keys are not those of files that were kept before."""
+    return keys[:, 0] >= 0x80
 
 
-def settled_rank(rank: Column) -> Column:
-    """The rank of a file that was kept before: the same with its first bit, which says that it is fresh, cleared."""
-    first = F.conv(F.hex(F.substring(rank, 1, 1)), 16, 10).cast("int").bitwiseAND(0x7F)
-    return F.concat(F.unhex(F.lpad(F.hex(first), 2, "0")), F.substring(rank, 2, RANK_BYTES - 1))
+def _number(keys: Keys) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(keys[:, :8]).view(">u8")[:, 0].astype(np.uint64)
+
+
+def _bytes(values: NDArray[np.integer], kind: str) -> Keys:
+    return values.astype(kind)[:, None].view(np.uint8)

@@ -24,6 +24,19 @@ REQUEST = np.dtype([("spot", "<u8"), ("bucket", "<u4")])
 PLACE = np.dtype([("delivery", "<u2"), ("part", "<u4"), ("row_group", "<u4"), ("row", "<u4"), ("shingles", "<u4")])
 # A file without its bands and sketch, and with its sketch.
 SLIM = np.dtype([("key", "u1", KEY_BYTES), ("shingles", "<u4"), ("place", PLACE)])
+# The same of a file that competes, before it is known how it ranks: its exact hash, its id, and a hash of the name of
+# its repository, 0 where it has none.
+FILE = np.dtype(
+    [("content", "<u8", 2), ("id", "<u8", 2), ("repo", "<u8"), *((name, SLIM[name]) for name in SLIM.names or ())]
+)
+# Of a repository: files, and how many of them have a better copy in another one.
+LOSS = np.dtype([("repo", "<u8"), ("files", "<i8"), ("lost", "<i8")])
+# A file that goes for another of the same bytes.
+COPY = np.dtype([*((name, SLIM[name]) for name in SLIM.names or ()), ("kept", "u1", KEY_BYTES)])
+# A file that goes, and for whom; the similarity is NaN and the band negative where there is none.
+REMOVAL = np.dtype(
+    [("key", "u1", KEY_BYTES), ("kept", "u1", KEY_BYTES), ("similarity", "<f8"), ("band", "<i2"), ("proof", "u1")]
+)
 SKETCHED = np.dtype([*((name, SLIM[name]) for name in SLIM.names or ()), ("sketch", "u1", BINS)])
 # Two files that are similar, or may be; the places of the better and of the worse one.
 EDGE = np.dtype(
@@ -40,11 +53,32 @@ EDGE = np.dtype(
 HOT_BAND = np.dtype([("members", "<i8"), ("band", "u1"), ("key", "u1", KEY_BYTES)])
 
 # The kinds of blobs, in the order in which a bucket gets them.
-KIND_SLIM, KIND_REQUEST, KIND_OWN, KIND_PAIR, KIND_REPLY, KIND_BAND, KIND_HOT, KIND_EDGE = range(8)
+(
+    KIND_LOSS,
+    KIND_FILE,
+    KIND_SLIM,
+    KIND_NEAR,
+    KIND_COPY,
+    KIND_REQUEST,
+    KIND_PAIR,
+    KIND_REPLY,
+    KIND_BAND,
+    KIND_HOT,
+    KIND_EDGE,
+    KIND_NAMES,
+    KIND_REMOVAL,
+    KIND_PLACE,
+) = range(14)
 DTYPES = {
+    KIND_LOSS: LOSS,
+    KIND_FILE: FILE,
+    KIND_NEAR: REMOVAL,
+    KIND_COPY: COPY,
+    KIND_NAMES: np.dtype("u1"),  # Arrow's IPC stream of names by spot
+    KIND_REMOVAL: REMOVAL,
+    KIND_PLACE: PLACE,
     KIND_SLIM: SLIM,
     KIND_REQUEST: REQUEST,
-    KIND_OWN: SKETCHED,
     KIND_PAIR: PAIR,
     KIND_REPLY: SKETCHED,
     KIND_BAND: BAND_MEMBER,

@@ -11,7 +11,7 @@ SEED = 1
 Verify = Literal["exact", "sketch"]
 Resolve = Literal["leaders", "components"]
 
-_SCHEME = f"words{SHINGLE_WORDS}-affine32-{BANDS}x{ROWS}-seed{SEED}-bins{BINS}"
+_SCHEME = f"words{SHINGLE_WORDS}.2-affine32-{BANDS}x{ROWS}-seed{SEED}-bins{BINS}"
 _WITHOUT_HEADERS = "-without_headers"
 
 

@@ -3,7 +3,7 @@
 A bin that is filled in either sketch holds the least of the union's shingles in it, and the two agree where that
 shingle is common to both. The N filled bins are thus a simple random sample, without replacement, of the union (whose
 size at a given similarity follows from the two numbers of shingles), and the number of agreeing ones is
-hypergeometric; Serfling (1974) bounds its tail. Small documents need no chance at all: agreeing bins are different
+hypergeometric, whose tails decide. Small documents need no chance at all: agreeing bins are different
 common shingles, and filled bins different shingles of the union. Bins of different shingles agree in 1 of 255 cases,
 which can only hide a difference; they are bounded by the Poisson tail.
 """
@@ -23,6 +23,7 @@ FALSE_SIMILAR, FALSE_DIFFERENT = 1e-9, 1e-4
 DIFFERENT, UNDECIDED, SIMILAR = np.uint8(0), np.uint8(1), np.uint8(2)
 
 _CHANCE_AGREEMENT = 1 / 255
+_ROUNDING = 1e-9  # 0.7 * 17 / 1.7 is 7.000000000000001
 _FEW_BINS = 4.0  # may differ at any threshold, so that agreement is never taken for proof of equality
 _BLOCK = 128  # counts of a block fit a byte, so that the comparison runs on as many lanes as a register has bytes
 
@@ -43,9 +44,15 @@ def _compare(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> tuple[int, in
 
 
 @njit(nogil=True, cache=True)
+def _mean_by_chance(filled: int, threshold: float) -> float:
+    """Of the bins that differ at the threshold, how many agree by chance on average."""
+    return max(filled * (1 - threshold), _FEW_BINS) * _CHANCE_AGREEMENT
+
+
+@njit(nogil=True, cache=True)
 def chance_agreements(filled: int, threshold: float, risk: float) -> int:
     """The number of bins, of those that differ at the threshold, that no more agree by chance at this risk."""
-    mean = max(filled * (1 - threshold), _FEW_BINS) * _CHANCE_AGREEMENT
+    mean = _mean_by_chance(filled, threshold)
     term = math.exp(-mean)
     tail, count = 1 - term, 0
     while tail > risk and count < filled:
@@ -53,6 +60,75 @@ def chance_agreements(filled: int, threshold: float, risk: float) -> int:
         term *= mean / count
         tail -= term
     return count
+
+
+@njit(nogil=True, cache=True)
+def _probability(found: int, drawn: int, common: int, union: int) -> float:
+    """Chance that `found` of the shingles drawn from a union, without replacement, are among its common ones."""
+    return math.exp(_choose(common, found) + _choose(union - common, drawn - found) - _choose(union, drawn))
+
+
+@njit(nogil=True, cache=True)
+def _choose(of: int, these: int) -> float:
+    """The logarithm of a binomial coefficient."""
+    return math.lgamma(of + 1.0) - math.lgamma(these + 1.0) - math.lgamma(of - these + 1.0)
+
+
+@njit(nogil=True, cache=True)
+def _at_least(found: int, drawn: int, common: int, union: int) -> float:
+    """A bound of the chance that no fewer are found: beyond the mean the terms of the tail fall faster than those of
+    the geometric series that begins with its first two. 1 where `found` is not beyond the mean."""
+    if found * union <= drawn * common:
+        return 1.0
+    if found > min(common, drawn):
+        return 0.0
+    ratio = (common - found) * (drawn - found) / ((found + 1.0) * (union - common - drawn + found + 1.0))
+    return _probability(found, drawn, common, union) / (1 - ratio)
+
+
+@njit(nogil=True, cache=True)
+def _at_most(found: int, drawn: int, common: int, union: int) -> float:
+    """The same of the chance that no more are found."""
+    if found * union >= drawn * common:
+        return 1.0
+    if found < drawn - (union - common):
+        return 0.0
+    ratio = found * (union - common - drawn + found) / ((common - found + 1.0) * (drawn - found + 1.0))
+    return _probability(found, drawn, common, union) / (1 - ratio)
+
+
+@njit(nogil=True, cache=True)
+def _seldom(agreeing: int, by_chance: int, drawn: int, common: int, union: int, threshold: float) -> bool:
+    """Whether so many bins agree, some of them by chance, less often than FALSE_SIMILAR allows; more than `by_chance`
+    do in half of that."""
+    mean = _mean_by_chance(drawn, threshold)
+    share, tail = math.exp(-mean), 0.0
+    for chance in range(by_chance + 1):
+        tail += share * _at_least(agreeing - chance, drawn, common, union)
+        if tail > FALSE_SIMILAR / 2:
+            return False
+        share *= mean / (chance + 1)
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _verdict(agreeing: int, filled: int, total: int, threshold: float) -> np.uint8:
+    """What so many agreeing and filled bins say of two documents with `total` shingles together."""
+    if (total - filled) / filled < threshold:
+        return DIFFERENT
+    least = math.ceil(threshold * total / (1 + threshold) - _ROUNDING)  # common shingles of a similar pair
+    short = least / (total - least) - agreeing / filled
+    if short > 0:
+        # Hoeffding (1963) bounds the tail too, which spares most pairs the exact one.
+        if math.exp(-2 * filled * short * short) <= FALSE_DIFFERENT:
+            return DIFFERENT
+        return DIFFERENT if _at_most(agreeing, filled, least, total - least) <= FALSE_DIFFERENT else UNDECIDED
+    by_chance = chance_agreements(filled, threshold, FALSE_SIMILAR / 2)
+    common = agreeing - by_chance
+    if common / (total - common) >= threshold:
+        return SIMILAR
+    seldom = _seldom(agreeing, by_chance, filled, least - 1, total - least + 1, threshold)
+    return SIMILAR if seldom else UNDECIDED
 
 
 @njit(nogil=True, cache=True)
@@ -71,22 +147,10 @@ def _judge(
         if filled == 0:  # two documents without words are similar to none
             estimates[row], verdicts[row] = 0, DIFFERENT
             continue
-        total = np.int64(one["shingles"]) + np.int64(other["shingles"])
+        total = int(one["shingles"]) + int(other["shingles"])
         share = (agreeing / filled - _CHANCE_AGREEMENT) / (1 - _CHANCE_AGREEMENT)
         estimates[row] = min(max(share, 0.0), 1.0)
-        union = total / (1 + threshold)
-        spread = math.sqrt(max(1 - (filled - 1) / union, 0.0) / (2 * filled))
-        common = agreeing - chance_agreements(filled, threshold, FALSE_SIMILAR / 2)
-        proven = common / (total - common) >= threshold
-        likely = common >= filled * (threshold + spread * math.sqrt(-math.log(FALSE_SIMILAR / 2)))
-        refuted = (total - filled) / filled < threshold
-        unlikely = agreeing < filled * (threshold - spread * math.sqrt(-math.log(FALSE_DIFFERENT)))
-        if refuted or unlikely:
-            verdicts[row] = DIFFERENT
-        elif proven or likely:
-            verdicts[row] = SIMILAR
-        else:
-            verdicts[row] = UNDECIDED
+        verdicts[row] = _verdict(agreeing, filled, total, threshold)
 
 
 def judge(

@@ -1,10 +1,11 @@
 """Proof: the exact Jaccard similarity of the pairs that their sketches leave open, from their content.
 
-Content is fetched from the row groups where it lies and never shuffled: a worker takes a run of pairs, reads each
-row group that they touch once, keeps the shingle sets of the wanted rows alone, and merges the sets pair by pair.
+Content is read where it lies, each row group once, and never shuffled: what is kept of it are the shingle sets of the
+files that are in an open pair, which the workers that read them write beside the other scratch rows. Then the pairs
+are shared out, connected ones together, and their sets merged.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -12,18 +13,38 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from spark_jobs.content import pieces, text_buffers
-from spark_jobs.near_duplicates.edges import SHINGLES, UNITS, count_of, edge_blobs
-from spark_jobs.near_duplicates.exchange import Blobs, Records, exchanged
-from spark_jobs.near_duplicates.records import DTYPES, first_of_each, numbered, place_numbers
+from spark_jobs.content import pieces, rows_of, text_buffers
+from spark_jobs.near_duplicates.edges import SHINGLES, UNITS, count_of, edge_blobs, edges_in
+from spark_jobs.near_duplicates.exchange import (
+    BLOBS,
+    Blobs,
+    Records,
+    buckets_in,
+    exchanged,
+    flushed,
+    gathered,
+    scattered,
+)
+from spark_jobs.near_duplicates.records import (
+    DTYPES,
+    KIND_PLACE,
+    Hashes,
+    first_of_each,
+    numbered,
+    place_numbers,
+    search,
+)
 from spark_jobs.near_duplicates.settings import Fingerprint
 from spark_jobs.near_duplicates.shingles import jaccard, shingle_sets
+from spark_jobs.parts import write_parts
 
-# Edges that are worth a task of their own. Every task reads the row groups of its own pairs, and a similar file may
-# lie anywhere, so that many tasks read much of the content many times.
-_TASK_EDGES = 500_000
-# Shingle sets that a worker holds at once. Each run reads the row groups of its files.
-RUN_BYTES = 256 << 20
+# Edges that are worth a task of their own.
+_TASK_EDGES = 250_000
+# Shingle sets that a worker holds at once, and that it gathers for a row group of the file that it writes.
+RUN_BYTES, _ROW_GROUP_BYTES = 256 << 20, 4 << 20
+
+_SETS = pa.schema([("high", pa.uint64()), ("low", pa.uint64()), ("shingles", pa.large_list(pa.uint64()))])
+_OPTIONS = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 
 
 def verified(
@@ -33,27 +54,83 @@ def verified(
     threshold: float,
     taken: Fingerprint,
     workers: int,
+    folder: str,
 ) -> DataFrame:
     """Blobs of those of the edges whose exact similarity is at least the threshold, with that similarity.
 
     Args:
-        edges: blobs of EDGEs, each pair once, in UNITS buckets: the less content two of them share, the less is read.
+        edges: blobs of EDGEs, each pair once, in UNITS buckets: the more files two of them share, the less is read.
         documents: paths of the tables that hold the content, by delivery.
         parts: the names of their files, by delivery.
         threshold: least Jaccard similarity of the shingle sets.
         taken: what is taken of a text.
         workers: cores that share the work.
+        folder: where the shingle sets go meanwhile.
     """
     tasks = min(UNITS, max(workers, count_of(edges) // _TASK_EDGES))
+    _write_sets(edges, documents, parts, taken, tasks, folder)
     shares = edges.withColumn("bucket", F.floor(F.col("bucket") * tasks / UNITS).cast("int"))
 
     def verify(groups: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
         for _, blobs in groups:
             records = np.concatenate([records for _, records in blobs])
             for run in _runs(records):
-                yield from edge_blobs(_verify(run, documents, parts, threshold, taken))
+                yield from edge_blobs(_verify(run, threshold, folder, tasks))
 
     return exchanged(shares, tasks, verify, DTYPES)
+
+
+def _write_sets(
+    edges: DataFrame,
+    documents: Sequence[str],
+    parts: Sequence[Sequence[str]],
+    taken: Fingerprint,
+    tasks: int,
+    folder: str,
+) -> None:
+    """Write the shingle sets of the files of edges: those of a row group of content to one file."""
+
+    def scatter(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for records in flushed(edges_in(batches)):
+            places = _distinct(np.ascontiguousarray(records["places"]).ravel())
+            yield scattered(places, KIND_PLACE, _file_of(places, tasks))
+
+    def fetch(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for _, blobs in buckets_in(batches, DTYPES):
+            yield from _fetch(_distinct(np.concatenate([records for _, records in blobs])), documents, parts, taken)
+
+    places = gathered(edges.mapInArrow(scatter, BLOBS), tasks)
+    write_parts(places, fetch, _SETS, folder, "sets", _ROW_GROUP_BYTES, **_OPTIONS)
+
+
+def _file_of(places: Records, files: int) -> NDArray[np.int64]:
+    """The number of the file with the sets of a place's row group."""
+    number: NDArray[np.int64] = places["delivery"].astype(np.int64) * 17 + places["part"] * 31 + places["row_group"]
+    return number % files
+
+
+def _distinct(places: Records) -> Records:
+    """Each place once, as the content lies."""
+    places = places[first_of_each(place_numbers(places))]
+    return places[np.lexsort(place_numbers(places).T[::-1])]
+
+
+def _fetch(
+    files: Records, documents: Sequence[str], parts: Sequence[Sequence[str]], taken: Fingerprint
+) -> Iterator[pa.RecordBatch]:
+    """Rows of _SETS of files, in the order of their PLACEs; each row group is read once."""
+    groups = files[["delivery", "part", "row_group"]]
+    starts = np.flatnonzero(np.append(True, groups[1:] != groups[:-1])) if len(files) else np.empty(0, np.int64)
+    for first, end in zip(starts, [*starts, len(files)][1:], strict=True):
+        delivery, part, row_group = groups[first].tolist()
+        columns = [pa.array([parts[delivery][part]]), pa.array([row_group]), pa.array([files["row"][first:end]])]
+        work = pa.record_batch(columns, names=["part", "row_group", "rows"])
+        for piece in pieces(documents[delivery], [work], ["content"]):
+            hashes, bounds = shingle_sets(*text_buffers(piece.batch.column("content")), taken=taken)
+            high, low = place_numbers(files[first : first + len(piece.rows)]).T.copy()
+            sets = pa.LargeListArray.from_arrays(pa.array(bounds), pa.array(hashes))
+            yield pa.record_batch([pa.array(high), pa.array(low), sets], schema=_SETS)
+            first += len(piece.rows)
 
 
 def _runs(edges: Records) -> Iterator[Records]:
@@ -67,40 +144,35 @@ def _runs(edges: Records) -> Iterator[Records]:
         edges = edges[end:]
 
 
-def _verify(
-    run: Records,
-    documents: Sequence[str],
-    parts: Sequence[Sequence[str]],
-    threshold: float,
-    taken: Fingerprint,
-) -> Records:
-    """The edges of a run that are similar."""
+def _verify(run: Records, threshold: float, folder: str, files: int) -> Records:
+    """The edges of a run that are similar, by the sets in `folder`, which are in so many files."""
     places = np.ascontiguousarray(run["places"]).ravel()
-    columns = place_numbers(places)
-    files, of = numbered(columns)
-    order = np.lexsort(columns[files].T[::-1])
+    first, of = numbered(place_numbers(places))
+    hashes, bounds, order = _sets_of(places[first], folder, files)
     numbers = np.argsort(order)[of]
-    hashes, bounds = _fetch(places[files[order]], documents, parts, taken)
     similarity = jaccard(hashes, bounds, numbers[::2].copy(), numbers[1::2].copy())
     similar = run[similarity >= threshold]
     similar["similarity"], similar["proof"] = similarity[similarity >= threshold], SHINGLES
     return similar
 
 
-def _fetch(
-    files: NDArray[np.void], documents: Sequence[str], parts: Sequence[Sequence[str]], taken: Fingerprint
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Shingle sets of files, in the order of their PLACEs; each row group is read once."""
-    hashes, bounds = np.empty(int(files["shingles"].astype(np.int64).sum()), np.uint64), [np.zeros(1, np.int64)]
-    groups = files[["delivery", "part", "row_group"]]
-    starts = np.flatnonzero(np.append(True, groups[1:] != groups[:-1])) if len(files) else np.empty(0, np.int64)
-    for start, rows in zip(starts, np.split(files["row"], starts[1:]), strict=True):
-        delivery, part, row_group = groups[start].tolist()
-        columns = [pa.array([parts[delivery][part]]), pa.array([row_group]), pa.array([rows])]
-        work = pa.record_batch(columns, names=["part", "row_group", "rows"])
-        for piece in pieces(documents[delivery], [work], ["content"]):
-            found, ends = shingle_sets(*text_buffers(piece.batch.column("content")), taken=taken)
-            begin = bounds[-1][-1]
+def _sets_of(places: Records, folder: str, files: int) -> tuple[Hashes, NDArray[np.int64], NDArray[np.int64]]:
+    """The shingle sets of distinct places end to end, their bounds, and whose they are, by numbers of the places."""
+    hashes, bounds = np.empty(int(places["shingles"].astype(np.int64).sum()), np.uint64), [np.zeros(1, np.int64)]
+    owners, of_file, numbers = [np.empty(0, np.int64)], _file_of(places, files), place_numbers(places)
+    for file in np.unique(of_file).tolist():
+        name, here = f"sets-{file:05d}.parquet", np.flatnonzero(of_file == file)
+        here = here[np.lexsort(numbers[here].T[::-1])]
+        known = np.concatenate([_place_columns(batch) for batch in rows_of(folder, name, None, ["high", "low"])])
+        rows = search(known, numbers[here])
+        for batch in rows_of(folder, name, rows, ["shingles"]):
+            sets = batch.column("shingles")
+            found, begin = np.asarray(sets.flatten()), int(bounds[-1][-1])
             hashes[begin : begin + len(found)] = found
-            bounds.append(begin + ends[1:])
-    return hashes, np.concatenate(bounds)
+            bounds.append(begin + np.cumsum(np.asarray(sets.value_lengths())))
+        owners.append(here)
+    return hashes, np.concatenate(bounds), np.concatenate(owners)
+
+
+def _place_columns(batch: pa.RecordBatch) -> Hashes:
+    return np.column_stack([np.asarray(batch.column(name)) for name in ("high", "low")])

@@ -25,6 +25,7 @@ MULTIPLIER = np.uint64(0x9FB21C651E98DF25)
 _FINAL_1, _FINAL_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _trailing_zeros: Any = numbers.trailing_zeros
 _ONE, _EIGHT, _TOP = np.uint64(1), np.uint64(8), np.uint64(63)
+_LOW_BYTES = np.array([(1 << 8 * width) - 1 for width in range(9)], np.uint64)
 _MASK_OF_FLAGS = np.uint64(0x0102040810204080)
 
 # A document with more words than this has its shingles sorted: a table of them would not fit any cache.
@@ -93,9 +94,18 @@ def _mark_unicode(data: Bytes, first: int, end: int, classes: Bytes, marks: Byte
 
 @njit(inline="always")
 def _word_hash(data: Bytes, at: int, end: int) -> np.uint64:
-    value = (np.uint64(end - at) ^ load(data, at, end)) * MULTIPLIER
+    """A word's hash. Its first 16 bytes, beyond which few words go, take no branch that depends on its length."""
+    size = end - at
+    if at + 16 <= len(data):
+        first = np.uint64(_unaligned(data, at)) & _LOW_BYTES[min(size, 8)]
+        second = np.uint64(_unaligned(data, at + 8)) & _LOW_BYTES[min(max(size - 8, 0), 8)]
+    else:
+        first, second = load(data, at, end), load(data, at + 8, end) if size > 8 else np.uint64(0)
+    value: np.uint64 = (np.uint64(size) ^ first) * MULTIPLIER
     value ^= value >> np.uint64(32)
-    at += 8
+    value = (value ^ second) * MULTIPLIER
+    value ^= value >> np.uint64(32)
+    at += 16
     while at < end:
         value = (value ^ load(data, at, end)) * MULTIPLIER
         value ^= value >> np.uint64(32)

@@ -1,7 +1,9 @@
 """Licences as the keep order needs them: permissive, none, or any other."""
 
-from pyspark.sql import Column
-from pyspark.sql import functions as F
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 # SPDX ids (lower case) of licences without copyleft: those of the Blue Oak Council's list (model, gold, silver and
 # bronze ratings, blueoakcouncil.org/list) that occur in source repositories.
@@ -47,8 +49,11 @@ PERMISSIVE = (
 )
 
 
-def licence_class(licenses: Column) -> Column:
-    """0 permissive (at least one licence and each of them permissive), 1 none known, 2 any other."""
-    known = F.coalesce(licenses, F.array().cast("array<string>"))
-    permissive = F.forall(known, lambda licence: F.lower(F.trim(licence)).isin(*PERMISSIVE))
-    return F.when(F.size(known) == 0, 1).when(permissive, 0).otherwise(2)
+def licence_classes(licenses: pa.Array) -> NDArray[np.uint8]:
+    """Of lists of licences (n): 0 permissive (at least one licence and each of them permissive), 1 none known, 2 any
+    other; a null list has none."""
+    names = pc.utf8_lower(pc.utf8_trim_whitespace(licenses.flatten().cast(pa.large_string())))
+    others = np.append(0, np.cumsum(~np.asarray(pc.is_in(names, pa.array(PERMISSIVE, pa.large_string())))))
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(licenses), 0))
+    ends = np.cumsum(lengths)
+    return np.where(lengths == 0, 1, np.where(others[ends] == others[ends - lengths], 0, 2)).astype(np.uint8)
