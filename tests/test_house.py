@@ -2,12 +2,15 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from spark_jobs import KERNELS, kernel_folder
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("spark_jobs", "tokenizer", "training")
@@ -102,3 +105,16 @@ def test_readme_commands_are_real(command):
     asked = [sys.executable, script, *given[: not given[0].startswith("--")], "--help"]
     done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
     assert options <= set(re.findall(r"--[a-zA-Z_.]+", done.stdout))
+
+
+def test_a_changed_kernel_is_compiled_anew(tmp_path):
+    """And what calls it, in another file, too: numba itself looks at the caller's file alone."""
+    package = tmp_path / "spark_jobs"
+    for name in KERNELS:
+        shutil.copytree(ROOT / "spark_jobs" / name, package / name)
+    before = kernel_folder(package)
+    assert before.parent == package / "__pycache__"
+    assert kernel_folder(package) == before
+    words = package / "near_duplicates" / "words.py"
+    words.write_text(words.read_text().replace("0x9FB21C651E98DF25", "0x9FB21C651E98DF27"))
+    assert kernel_folder(package) != before
