@@ -1,5 +1,8 @@
 """Files of fingerprints, and the records that name their rows."""
 
+from pathlib import Path
+from urllib.parse import urlsplit
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +11,8 @@ from spark_jobs.near_duplicates.exchange import scattered
 from spark_jobs.near_duplicates.fingerprints import binary
 from spark_jobs.near_duplicates.keep_order import RANK_BYTES
 from spark_jobs.near_duplicates.lookup import Source
-from spark_jobs.near_duplicates.records import KIND_SLIM, PLACE, SLIM, bucket_of, spots_of
+from spark_jobs.near_duplicates.records import DTYPES, KIND_SLIM, PLACE, SLIM, bucket_of, spots_of
+from spark_jobs.tables import manifest
 
 
 def write_sources(folder, columns, cuts, rows_a_group=13):
@@ -44,3 +48,21 @@ def slim_table(spark, files, buckets, partitions):
     """SLIM records as blobs in their buckets."""
     rows = scattered(files, KIND_SLIM, bucket_of(spots_of(files["key"]), buckets))
     return spark.createDataFrame(pa.Table.from_batches([rows])).repartition(partitions)
+
+
+def keys_by_id(output):
+    """The key in the keep order of each file of a run's own delivery, by file id, as its index has them."""
+    deliveries = manifest(str(output))["deliveries"]
+    parts = [
+        part
+        for delivery in deliveries
+        for part in sorted(Path(urlsplit(delivery["fingerprints"]).path).glob("*.parquet"))
+    ]
+    ids = [pq.read_table(part, columns=["file_id"]).column(0).to_pylist() for part in parts]
+    found = {}
+    for blob in pq.read_table(output / "_index" / "files").to_pylist():
+        records = np.frombuffer(blob["records"], DTYPES[blob["kind"]])
+        keys = records["key"][records["place"]["delivery"] == len(deliveries) - 1]
+        for key, spot in zip(keys, spots_of(keys).tolist(), strict=True):
+            assert found.setdefault(ids[spot >> 32][spot & 0xFFFFFFFF], key.tobytes()) == key.tobytes()
+    return found

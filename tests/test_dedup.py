@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from oracles import greedy, jaccard_of, shingles_of
 from small_corpus import document, similar_rows, words, write_documents
+from small_fingerprints import keys_by_id
 
 from spark_jobs import dedup, measure
 from spark_jobs.near_duplicates.candidates import HOT_MEMBERS
@@ -26,7 +27,7 @@ def read(folder):
 
 def survivors_by_brute_force(rows, output, threshold, head=0):
     """The documents that a walk in the keep order keeps, over exact similarities; `head` characters do not count."""
-    keys = {row["file_id"]: row["key"] for row in read(output / "_index" / "files")}
+    keys = keys_by_id(output)
     unique = {row["file_id"]: row for row in rows if row["content"] is not None}
     assert set(keys) == set(unique)
     shingles = {key: shingles_of(row["content"][head:]) for key, row in unique.items()}
@@ -278,7 +279,7 @@ def test_a_header_is_left_out_of_the_fingerprint_and_not_of_the_text(spark, tmp_
 def test_components_keep_the_best_of_each(spark, rows, documents, output, tmp_path):
     dedup.main(documents=documents, output=str(tmp_path / "out"), resolve="components")
     duplicates = read(tmp_path / "out")
-    keys = {row["file_id"]: row["key"] for row in read(output / "_index" / "files")}
+    keys = keys_by_id(output)
     unique = {row["file_id"]: row for row in rows if row["content"] is not None}
     shingles = {one: shingles_of(row["content"]) for one, row in unique.items()}
     similar = networkx.Graph()

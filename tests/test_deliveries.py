@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from oracles import greedy, jaccard_of, shingles_of
 from small_corpus import document, words, write_documents
+from small_fingerprints import keys_by_id
 
 from spark_jobs import dedup
 from spark_jobs.near_duplicates.settings import Fingerprint
@@ -86,7 +87,7 @@ class History:
         fresh = delivered - self._known - self._withdrawn
         self._known |= fresh
         if delivered:
-            self._keys |= {row["file_id"]: row["key"] for row in read(self.output / "_index" / "files")}
+            self._keys |= keys_by_id(self.output)
         assert set(self._keys) == self._known
         released = {one for one, row in self.duplicates.items() if row["kept_file_id"] in forget} - self._withdrawn
         settled = self.kept - self._withdrawn

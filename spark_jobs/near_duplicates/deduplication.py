@@ -135,8 +135,9 @@ class Deduplication:
         with step(self._spark, "dedup: clusters"):
             stage.beside(steps.clusters_of(self._duplicates), "_clusters")
         self._tell_hot_bands()
+        entered = self._entered()
         stage.finish(**self._counts, deliveries=[delivery._asdict() for delivery in self._deliveries])
-        self._tell(self._entered(), self._counts)
+        self._tell(entered, self._counts)
 
     def _entered(self) -> int:
         """How many files competed that had not been kept before."""
