@@ -120,4 +120,15 @@ def _signals(file: File, part: str, row: int) -> tuple:
 def _duplicate(file: File, kept: File) -> tuple:
     kind = "exact" if file.state == "exact copy" else "near"
     known = (None, "bytes") if kind == "exact" else (3, "shingles")
-    return (file.file_id, file.repo, file.path, kept.file_id, kept.repo, kept.path, file.similarity, kind, *known)
+    return (
+        file.file_id,
+        file.repo,
+        file.path,
+        file.size,
+        kept.file_id,
+        kept.repo,
+        kept.path,
+        file.similarity,
+        kind,
+        *known,
+    )

@@ -144,8 +144,9 @@ def test_what_jobs_refuse(workspace, foreign, tmp_path, capsys):
         (filter, ["--signals", documents], "holds documents (schema version 3); needed is signals"),
         (ledger, ["--signals", foreign, *others], f"{foreign} was not made from the documents {documents}"),
         (write_shards, ["--documents", documents, "--ledger", documents, "--tokenizer", plain], "was not made from"),
-        (train, ["--documents", documents, "--ledger", plain], "is not a finished table"),
-        (train, ["--documents", documents, "--ledger", workspace.ledger, "--vocab_size", 9], "must be at least 263"),
+        (train, ["--sample", plain], "is not a finished table"),
+        (train, ["--sample", documents], "is a table of documents; needed is a sample"),
+        (train, ["--sample", documents, "--vocab_size", 9], "must be at least 2"),
     ]
     for module, arguments, told in refused:
         code = call(module.main, *arguments, "--output", tmp_path / "out")

@@ -74,15 +74,14 @@ def largest_clusters(duplicates: DataFrame, ledger: DataFrame) -> list[Cluster]:
         .orderBy(F.desc("removed"), "kept_file_id")
         .limit(CLUSTERS)
     )
-    sizes = ledger.select("file_id", "size")
-    members = duplicates.join(F.broadcast(largest), "kept_file_id").join(sizes, "file_id")
+    members = duplicates.join(F.broadcast(largest), "kept_file_id")
     order = Window.partitionBy("kept_file_id").orderBy("similarity", "repo", "path", "file_id")
     shown = (
         members.withColumn("removed_bytes", F.sum("size").over(Window.partitionBy("kept_file_id")))
         .withColumn("number", F.row_number().over(order))
         .where(F.col("number") <= MEMBERS)
     )
-    kept_sizes = sizes.select(F.col("file_id").alias("kept_file_id"), F.col("size").alias("kept_size"))
+    kept_sizes = ledger.select(F.col("file_id").alias("kept_file_id"), F.col("size").alias("kept_size"))
     rows = shown.join(kept_sizes, "kept_file_id").orderBy(F.desc("removed"), "kept_file_id", "number").collect()
     clusters: dict[bytes, Cluster] = {}
     for row in rows:
