@@ -10,6 +10,7 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame
 
 from spark_jobs.storage import Storage
+from spark_jobs.workers import begin_task
 
 _WRITTEN = "rows long"
 
@@ -42,6 +43,7 @@ def write_parts(
     uri = Storage(folder).uri
 
     def write(batches: Iterable[pa.RecordBatch]) -> Batches:
+        begin_task()
         context = TaskContext.get()
         assert context is not None
         file = f"{name}-{context.partitionId():05d}.parquet"
@@ -70,12 +72,13 @@ def _write(
     if first is None:
         return 0
     partial = f"_{name}.{uuid.uuid4().hex}.partial"
-    waiting, rows = [first], 0
+    waiting, waiting_bytes, rows = [first], first.nbytes, 0
     with storage.open_output(partial) as sink, pq.ParquetWriter(sink, schema, **options) as writer:
         for batch in batches:
-            if sum(one.nbytes for one in waiting) >= row_group_bytes:
-                rows += _flush(writer, waiting)
+            if waiting_bytes >= row_group_bytes:
+                rows, waiting_bytes = rows + _flush(writer, waiting), 0
             waiting.append(batch)
+            waiting_bytes += batch.nbytes
         rows += _flush(writer, waiting)
     storage.move(partial, name)
     return rows

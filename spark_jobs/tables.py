@@ -274,27 +274,30 @@ class Stage:
         if failure:
             self.storage.delete_folder()
 
-    def staged(self, rows: DataFrame, name: str) -> DataFrame:
+    def staged(self, rows: DataFrame, name: str, page_rows: int | None = None) -> DataFrame:
         """Write rows to a scratch table, which goes with the manifest's coming, and read them back.
 
-        Unlike a cache it survives the loss of a worker, and cuts the plan.
+        Unlike a cache it survives the loss of a worker, and cuts the plan. Pages of `page_rows` rows let a reader of
+        few large rows skip those that it does not want.
         """
-        return self.kept(rows, f"{SCRATCH_NAME}/{name}")
+        return self.kept(rows, f"{SCRATCH_NAME}/{name}", page_rows)
 
-    def kept(self, rows: DataFrame, name: str) -> DataFrame:
+    def kept(self, rows: DataFrame, name: str, page_rows: int | None = None) -> DataFrame:
         """The same with a folder of the output that stays, as `beside` writes it."""
-        self.beside(rows, name)
+        self.beside(rows, name, page_rows)
         return rows.sparkSession.read.schema(rows.schema).parquet(f"{self.storage.uri}/{name}")
 
     def scratch(self, name: str) -> str:
         """Where `staged` wrote the rows of that name."""
         return f"{self.storage.uri}/{SCRATCH_NAME}/{name}"
 
-    def beside(self, rows: DataFrame, name: str) -> None:
+    def beside(self, rows: DataFrame, name: str, page_rows: int | None = None) -> None:
         """Write rows to a folder of the output that is not part of the table; its name begins with "_"."""
         assert name.startswith("_")
         # Hashes neither repeat nor shrink, and a row group waits in memory until it is whole.
         writer = rows.write.option("compression", "lz4_raw").option("parquet.enable.dictionary", "false")
+        if page_rows:
+            writer = writer.option("parquet.page.row.count.limit", page_rows)
         writer.option("parquet.block.size", SCRATCH_BLOCK_BYTES).parquet(f"{self.storage.uri}/{name}")
 
     def write(

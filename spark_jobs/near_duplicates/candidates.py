@@ -34,6 +34,7 @@ from spark_jobs.near_duplicates.records import (
 )
 from spark_jobs.near_duplicates.runs import Order, sorted_runs
 from spark_jobs.near_duplicates.settings import BANDS, ROWS
+from spark_jobs.near_duplicates.words import MULTIPLIER, mix
 
 HUBS = 64
 
@@ -178,8 +179,28 @@ def _gathered(parts: Iterable[Records]) -> Iterator[Records]:
 
 def distinct_pairs(pairs: Records) -> Records:
     """Each pair once, with the first of the bands in which it met."""
-    pairs = pairs[np.argsort(pairs["band"], kind="stable")]
-    return pairs[first_of_each(np.column_stack([pairs["better"], pairs["worse"]]))]
+    size = 16
+    while size < 2 * len(pairs):
+        size *= 2
+    found = np.empty(len(pairs), PAIR)
+    return found[: _distinct(pairs, np.full(size, -1, np.int32), found)]
+
+
+@njit(nogil=True, cache=True)
+def _distinct(pairs: Records, table: NDArray[np.int32], found: Records) -> int:
+    count, last = 0, np.uint64(len(table) - 1)
+    for row in range(len(pairs)):
+        better, worse, band = pairs[row]["better"], pairs[row]["worse"], pairs[row]["band"]
+        slot = mix(better * MULTIPLIER ^ worse) & last
+        while table[slot] >= 0 and (found[table[slot]]["better"] != better or found[table[slot]]["worse"] != worse):
+            slot = (slot + np.uint64(1)) & last
+        if table[slot] < 0:
+            table[slot] = count
+            found[count] = pairs[row]
+            count += 1
+        elif band < found[table[slot]]["band"]:
+            found[table[slot]]["band"] = band
+    return count
 
 
 def _addressed(pairs: Records, buckets: int) -> Iterator[pa.RecordBatch]:

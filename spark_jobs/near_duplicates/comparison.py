@@ -75,17 +75,17 @@ def _replies(blobs: Blobs, sources: Sequence[Source]) -> Iterator[pa.RecordBatch
     requests = np.concatenate([np.empty(0, REQUEST), *(records for _, records in chain(following, blobs))])
     requests = requests[first_of_each(np.column_stack([requests["spot"], requests["bucket"].astype(np.uint64)]))]
     requests = requests[np.argsort(requests["spot"])]
-    for found in _sketched(files, requests["spot"], sources):
-        file, request = _matches(requests["spot"], spots_of(found["key"]))
+    spots = requests["spot"].copy()
+    for found in _sketched(files[np.isin(spots_of(files["key"]), spots)], sources):
+        file, request = _matches(spots, spots_of(found["key"]))
         to = requests["bucket"][request].astype(np.int64)
         for first in range(0, len(to), _BLOB_SKETCHES):
             some = slice(first, first + _BLOB_SKETCHES)
             yield scattered(found[file[some]], KIND_REPLY, to[some])
 
 
-def _sketched(files: Records, spots: NDArray[np.uint64], sources: Sequence[Source]) -> Iterator[Records]:
-    """SKETCHED records of those of the files (SLIM, sorted by spot) whose spots are asked for."""
-    files = files[np.isin(spots_of(files["key"]), spots)]
+def _sketched(files: Records, sources: Sequence[Source]) -> Iterator[Records]:
+    """SKETCHED records of the files (SLIM, sorted by spot), in their order."""
     for at, batch in looked_up(spots_of(files["key"]), sources, ["sketch"]):
         found = np.empty(batch.num_rows, SKETCHED)
         for name in SLIM.names or ():
@@ -102,25 +102,34 @@ def _matches(values: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[ND
     return of, np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
 
 
+def _places(files: Records, spots: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where the files of these spots stand among sorted ones; len(files) for those that are elsewhere."""
+    own = spots_of(files["key"])
+    places = np.searchsorted(own, spots)
+    return np.where(np.append(own, np.uint64(0))[places] == spots, places, len(own))
+
+
 def _edges(blobs: Blobs, sources: Sequence[Source], threshold: float, exact: bool) -> Iterator[Records]:
     """The edges of one bucket: its pairs, against the sketches of its own files and those that came as replies."""
     following: list[tuple[int, Records]] = []
     files = by_spot([of_kind(blobs, KIND_SLIM, SLIM, following)])
     rest, following = chain(following, blobs), []
     pairs = distinct_pairs(of_kind(rest, KIND_PAIR, PAIR, following))
-    pairs = pairs[np.argsort(pairs["better"])]
-    wanted = np.concatenate([pairs["better"], pairs["worse"]])
-    own = np.concatenate([np.empty(0, SKETCHED), *_sketched(files, wanted, sources)])
-    worse_places = np.searchsorted(spots_of(own["key"]), pairs["worse"])
+    order = np.argsort(pairs["better"])
+    spots, bands, worse_places = pairs["better"][order], pairs["band"][order], _places(files, pairs["worse"][order])
+    paired = np.zeros(len(files) + 1, bool)
+    paired[worse_places] = paired[_places(files, spots)] = True
+    own = np.concatenate([np.empty(0, SKETCHED), *_sketched(files[paired[:-1]], sources)])
+    worse_places = (np.cumsum(paired) - 1)[worse_places]
     for better in chain([own], (records for _, records in chain(following, rest))):
-        file, pair = _matches(pairs["better"], spots_of(better["key"]))
+        file, pair = _matches(spots, spots_of(better["key"]))
         worse = worse_places[pair]
         estimates, verdicts = judge(better, own, file, worse, threshold)
         open_ = (verdicts == UNDECIDED) & (exact | (estimates >= threshold))
         found = np.flatnonzero((verdicts == SIMILAR) | open_)
         edges = np.empty(len(found), EDGE)
         edges["better"], edges["worse"] = better["key"][file[found]], own["key"][worse[found]]
-        edges["similarity"], edges["band"] = estimates[found], pairs["band"][pair[found]]
+        edges["similarity"], edges["band"] = estimates[found], bands[pair[found]]
         edges["places"][:, 0], edges["places"][:, 1] = better["place"][file[found]], own["place"][worse[found]]
         edges["proof"] = np.where(open_[found], OPEN if exact else ESTIMATE, SKETCH)
         yield edges

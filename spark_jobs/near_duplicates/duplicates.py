@@ -80,7 +80,8 @@ def similar_files(
             return stage.staged(proven, "verified")
 
     with step(spark, "dedup: candidate pairs by banding"):
-        pairs = stage.staged(candidate_pairs(slim, count, sources, threshold, buckets, tasks), "pairs")
+        found = candidate_pairs(slim, count, sources, threshold, buckets, tasks)
+        pairs = stage.staged(found, "pairs", page_rows=1)  # read by kind
     with step(spark, "dedup: comparing the sketches of the pairs"):
         compared = edges_of(slim, pairs, sources, threshold, tasks, settings.verify == "exact")
         edges = stage.staged(compared, "edges")

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from spark_jobs.near_duplicates.exchange import BLOBS, FLUSH_BYTES, Records, flushed, scattered
 from spark_jobs.near_duplicates.fingerprints import binary, matrix
 from spark_jobs.near_duplicates.records import EDGE, KIND_EDGE, PLACE
+from spark_jobs.workers import begin_task
 
 # How the similarity is known: not yet; from the sketches, as certain as their bounds say or as their estimate alone;
 # or exactly, from the sets of shingles. Names of these in tables: PROOFS.
@@ -54,6 +55,7 @@ def in_one_task(edges: DataFrame, walk: Callable[[Records], Iterator[pa.RecordBa
     """What `walk` makes of all edges (blobs) at once, in one worker: the caller knows that they fit."""
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        begin_task()
         yield from walk(np.concatenate([np.empty(0, EDGE), *edges_in(batches)]))
 
     return edges.coalesce(1).mapInArrow(run, schema)

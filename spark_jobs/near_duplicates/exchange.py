@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
+from spark_jobs.workers import begin_task
+
 BLOBS = "bucket int, kind int, count int, records binary"
 FLUSH_BYTES = 4 << 20
 
@@ -80,6 +82,7 @@ def exchanged(
     """
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        begin_task()
         yield from each(buckets_in(batches, dtypes))
 
     return gathered(blobs, tasks).mapInArrow(run, schema)

@@ -16,6 +16,7 @@ from spark_jobs.near_duplicates.fingerprints import exact_hashes, matrix
 from spark_jobs.near_duplicates.keep_order import RANK_BYTES, Keys, keys_of, settled
 from spark_jobs.near_duplicates.records import FILE, KIND_FILE, SLIM, Records, spots_of
 from spark_jobs.rules.licenses import licence_classes
+from spark_jobs.workers import begin_task
 
 _Keys = Callable[[pa.RecordBatch, Records, NDArray[np.uint64]], Keys]
 # Names of the Parquet files of a folder, by delivery.
@@ -63,6 +64,7 @@ def _packed(files: DataFrame, fingerprints: Parts, documents: Parts, buckets: in
     first = np.cumsum([0, *map(len, fingerprints)], dtype=np.uint64)
 
     def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        begin_task()
         for found in flushed(records(batch) for batch in batches if batch.num_rows):
             yield scattered(found, KIND_FILE, content_bucket(found, buckets))
 
