@@ -94,6 +94,15 @@ def _sketched(files: Records, sources: Sequence[Source]) -> Iterator[Records]:
         yield found
 
 
+def _held(parts: Iterator[Records], count: int) -> Records:
+    """So many SKETCHED records as one array, which is all that is in memory of them."""
+    held, first = np.empty(count, SKETCHED), 0
+    for part in parts:
+        held[first : first + len(part)] = part
+        first += len(part)
+    return held
+
+
 def _matches(values: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which of the wanted numbers equal which of the sorted values: the places of both, by the wanted."""
     first, last = np.searchsorted(values, wanted), np.searchsorted(values, wanted, "right")
@@ -119,7 +128,7 @@ def _edges(blobs: Blobs, sources: Sequence[Source], threshold: float, exact: boo
     spots, bands, worse_places = pairs["better"][order], pairs["band"][order], _places(files, pairs["worse"][order])
     paired = np.zeros(len(files) + 1, bool)
     paired[worse_places] = paired[_places(files, spots)] = True
-    own = np.concatenate([np.empty(0, SKETCHED), *_sketched(files[paired[:-1]], sources)])
+    own = _held(_sketched(files[paired[:-1]], sources), int(paired[:-1].sum()))
     worse_places = (np.cumsum(paired) - 1)[worse_places]
     for better in chain([own], (records for _, records in chain(following, rest))):
         file, pair = _matches(spots, spots_of(better["key"]))

@@ -58,6 +58,14 @@ def submit(command: list[str], name: str) -> Measured:
     return measure([*submit, "--master", f"local[{CORES}]", *command], log, cwd=ROOT, env=environment)
 
 
+def small_heap(size: str) -> tuple[str, ...]:
+    """Options of spark-submit for a heap of this size, of which the JVM decides by itself how much is young."""
+    lines = (ROOT / "infra/spark/local.conf").read_text().splitlines()
+    (java,) = (line.split(None, 1)[1] for line in lines if line.startswith("spark.driver.extraJavaOptions"))
+    java = " ".join(option for option in java.split() if not option.startswith("-Xmn"))
+    return ("--driver-memory", size, "--driver-java-options", java)
+
+
 _run_once = cache(run_job)
 
 

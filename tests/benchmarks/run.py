@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # for tests/oracles.py
 
 from exact_join import Truth, check, similar_pairs
 from judge import Verdict, judge
-from near_duplicates import decisions, job_on, start_up_seconds, working_seconds
+from near_duplicates import decisions, job_on, small_heap, start_up_seconds, working_seconds
 from peers import PEERS, QUOTED, Peer, run_peer
 from reading import MANY, figures
 from synthetic import synthetic_corpus
@@ -30,7 +30,7 @@ THRESHOLDS = (0.7, 0.85)
 CHECKED_FILES = 1000
 RESIDUAL_BAR, GROWTH_BAR, SHUFFLE_BAR, MEMORY_BAR_BYTES = 0.002, 1.1, 1.2, 2e9
 SEQUENTIAL_BAR, ORDER_BAR, OPEN_BAR_SECONDS, SHARD_BAR_BYTES = 200, 20, 1, 2048
-SMALL_HEAP, SMALL_HEAP_OPTIONS = "512m", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+SMALL_HEAP = "512m"
 
 
 def accuracy() -> Iterator[Line]:
@@ -98,7 +98,7 @@ def growth() -> Iterator[Line]:
 def memory() -> Iterator[Line]:
     """A million small files, a fifth of which meet in one band, with little memory for the JVM."""
     folder = synthetic_corpus()
-    job = job_on(folder, options=("--driver-memory", SMALL_HEAP, "--driver-java-options", SMALL_HEAP_OPTIONS))
+    job = job_on(folder, options=small_heap(SMALL_HEAP))
     peak, java, python = (value / 1e6 for value in job.measured[1:])
     aside = f" MB (JVM {java:,.0f}, Python {python:,.0f})"
     what = f"peak of a million files, MB; heap of {SMALL_HEAP}"
