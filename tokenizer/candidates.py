@@ -108,9 +108,9 @@ def merge_result(merge: str | list[str]) -> str:
 
 
 def halved(vocab_size: int, least: int = 512, most: int = 5) -> Iterator[int]:
-    """A size of vocabulary and its halves, down to `least`, at most `most` of them."""
-    for _ in range(most):
-        if vocab_size < least:
-            return
-        yield vocab_size
+    """A size of vocabulary and its halves, down to `least`, at most `most` in all."""
+    yield vocab_size
+    for _ in range(most - 1):
         vocab_size //= 2
+        if vocab_size >= least:
+            yield vocab_size
