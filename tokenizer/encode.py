@@ -241,7 +241,8 @@ def _sample(bounds: Bounds, wanted_bytes: int) -> list[int]:
 
 
 def _joined(parts: list[Encoded]) -> Encoded:
-    if len(parts) == 1:
+    parts = [part for part in parts if len(part.bounds) > 1] or parts[:1]
+    if len(parts) == 1:  # not copied: a document may be long
         return parts[0]
     starts = np.cumsum([0, *(len(part.ids) for part in parts)])
     bounds = [part.bounds[:-1] + start for part, start in zip(parts, starts[:-1], strict=True)]
