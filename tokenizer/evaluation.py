@@ -14,8 +14,8 @@ import xxhash
 from tokenizers import Tokenizer
 
 from tokenizer import samples
-from tokenizer.candidates import TOKENIZER_FILE, Candidate, cut, token_bytes
-from tokenizer.encode import SPECIAL_TOKENS, Encoder
+from tokenizer.candidates import Candidate, cut, token_bytes
+from tokenizer.encode import SPECIAL_TOKENS, TOKENIZER_FILE, Encoder
 from tokenizer.keywords import BUILTINS, KEYWORDS
 from tokenizer.measures import Tally, layout_of, measured
 from tokenizer.vocabulary import Uses, looked_at, words_of
