@@ -276,9 +276,24 @@ def test_what_stands_is_not_made_again_and_what_cannot_be_is_refused(folders, ev
         evaluate.main(**inputs, output=output, packages=["no_such_package"])
     with pytest.raises(ValueError, match=f"ships no {TOKENIZER_FILE}"):
         evaluate.main(**inputs, output=output, packages=["pytest"])
+    with pytest.raises(ValueError, match="lie in one another"):
+        evaluate.main(**inputs, output=str(folders["other"]), others=[folders["other"]], overwrite=True)
     nothing = write_sample(tmp_path / "nothing", ["x = 1\n"])
     with pytest.raises(ValueError, match="holds out no file"):
         evaluate.main(**inputs | {"sample": nothing}, output=output)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"), [(292, [292]), (1024, [1024, 512]), (32768, [32768, 16384, 8192, 4096, 2048])]
+)
+def test_a_vocabulary_and_its_halves_are_tried(size, wanted):
+    assert list(candidates.halved(size)) == wanted
+
+
+def test_a_sweep_without_differences_is_drawn():
+    page = evaluation_page._sweep([{"vocab_size": size, "bytes_a_token": 1.0} for size in (300, 600)])
+    assert page.count("<circle") == 2
+    assert "nan" not in page
 
 
 def lossy():

@@ -154,6 +154,8 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(made, large_ids, tmp_path,
         (["--shards", shards_folder, "--to", "nanogpt", "--output", out, "--sequence_length", 8], "is for --to mds"),
         (["--shards", shards_folder, "--to", "mds", "--output", tmp_path / "precious"], "--overwrite replaces it"),
         (["--shards", shards_folder, "--to", "mds", "--output", shards_folder / "out"], "lie in one another"),
+        (["--shards", shards_folder, "--to", "mds", "--output", out, "--sequence_length", 10**9], "tokens in all"),
+        (["--shards", shards_folder, "--to", "mds", "--output", tmp_path / "precious" / "file"], "is a file"),
         (["--shards", tmp_path, "--to", "mds", "--output", out], "index.json is missing"),
     ]
     for arguments, message in faults:

@@ -262,7 +262,8 @@ def test_repair_has_the_job_write_the_broken_shards(made, copy, tmp_path, monkey
     )
     monkeypatch.setattr(inspect_shards, "WRITE_SHARDS", script)
     broken.write_bytes(b"")
-    options = ["--shards", copy, "--ledger", made[1]]
+    quick = Path(__file__).parents[1] / "infra" / "spark" / "local.conf"
+    options = ["--shards", copy, "--ledger", made[1], "--properties_file", quick]
     code, text = told(capsys, repair, *options, "--documents", made[0])
     assert code == 0, text
     assert "sound, and what the ledger keeps\n" in text

@@ -1,7 +1,7 @@
 """The job's own shards: sound by their ledger, and after damage byte by byte as before, without withdrawn files."""
 
 import random
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small_corpus import code, document, write_documents, write_ledger
@@ -28,7 +28,13 @@ def job(spark, tmp_path_factory):
     return inputs, folder / "shards", [row["file_id"] for row in rows]
 
 
-def test_the_job_is_sound_by_its_ledger_and_repaired_after_damage(job, capsys):
+def in_this_process(command, **_):
+    """Run the job's command in the session that is there; test_inspect_shards starts spark-submit."""
+    script = command.index(str(inspect_shards.WRITE_SHARDS))
+    return SimpleNamespace(returncode=call(write_shards.main, *command[script + 1 :]))
+
+
+def test_the_job_is_sound_by_its_ledger_and_repaired_after_damage(job, monkeypatch, capsys):
     inputs, folder, file_ids = job
 
     def run(*words):
@@ -47,9 +53,8 @@ def test_the_job_is_sound_by_its_ledger_and_repaired_after_damage(job, capsys):
     first, last = (folder / index.shards[number].name for number in (0, -1))
     first.write_bytes(b"\1" + good[first][1:])
     last.unlink()
-    settings = Path(__file__).parents[1] / "infra" / "spark" / "local.conf"
-    more = ("--documents", inputs["documents"], "--properties_file", settings)
-    code_, text = run("repair", *options, *more)
+    monkeypatch.setattr(inspect_shards.subprocess, "run", in_this_process)
+    code_, text = run("repair", *options, "--documents", inputs["documents"])
     assert code_ == 0, text
     assert "sound, and what the ledger keeps" in text
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == good

@@ -138,13 +138,21 @@ EVALUATION = {
     "held_out": {"files": 3, "bytes": 1200},
     "advice": "Advice: train one. <b> needs 9.0% fewer tokens.",
     "candidates": [
-        {"name": HOSTILE, "vocab_size": 32768, "whole": numbers, "languages": {"Python": numbers}}
+        {
+            "name": HOSTILE,
+            "vocab_size": 32768,
+            "whole": numbers,
+            "languages": {"Python": numbers},
+            "keywords": {"Python": {"keywords": {"words": 35, "whole": 33}, "builtins": {"words": 70, "whole": 61}}},
+            "indentation": {" ": 1, "    ": 1, "        ": 2, "\t": 1},
+        }
         for tokens in (400, 500)
         for numbers in [
             {"bytes_a_token": 1200 / tokens, "tokens": tokens, "tokens_a_line": 4.0, "words": 100, "split_words": 25}
             | {"pieces_a_word": 1.5, "indentation_tokens": 8, "changed_files": 0, "files": 3}
         ]
     ],
+    "sweep": [{"vocab_size": 16384, "bytes_a_token": 2.75}, {"vocab_size": 32768, "bytes_a_token": 3.0}],
     "vocabulary": {"few_uses": 20}
     | {kind: {"entries": 7} for kind in ("never_used", "under_trained", "of_one_repository", "names", "secrets")},
 }
@@ -157,6 +165,9 @@ def test_page_tells_the_evaluation_and_is_safe(figures):
     rows = rows_of(text)
     assert [f"[1] {HOSTILE}", "32,768", "3.00", "4.0", "25.0 %", "1.50", "2.0 %", "0"] in rows
     assert ["Python", "3", "3.00", "2.40", "4.0", "25.0 %"] in rows
+    assert ["Python", "33 of 35", "61 of 70", "33 of 35", "61 of 70"] in rows
+    assert "vocabulary: 2.75 with 16,384 entries, 3.00 with 32,768 entries." in text
+    assert "indentation costs: 1 for 4 blanks, 2 for 8 blanks, 1 for 1 tab(s)." in text
     assert "<script" not in text.lower()
     assert not re.search(r"(src|href|url)\s*[=(]|https?://|@import", text)
 

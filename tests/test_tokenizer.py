@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import sysconfig
 from collections import Counter
 from itertools import pairwise
@@ -214,6 +215,24 @@ def test_what_cannot_be_is_refused(corpus, tokenizer, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match=f"holds no {TOKENIZER_FILE}"):
         Encoder(tmp_path)
+    (tmp_path / TOKENIZER_FILE).write_text("{")
+    with pytest.raises(ValueError, match=f"{TOKENIZER_FILE} is no file that tokenizers reads"):
+        Encoder(tmp_path)
+    with pytest.raises(ValueError, match="lie in one another"):
+        train.main(sample=sample, output=str(Path(sample).parent), overwrite=True)
+
+
+def test_a_training_that_fails_leaves_what_was_there(corpus, tokenizer, tmp_path):
+    shutil.copytree(tokenizer, tmp_path / "out")
+    shutil.copytree(corpus["sample"], tmp_path / "damaged")
+    last = max((tmp_path / "damaged").glob("*.parquet"))
+    last.write_bytes(last.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"{last.name} is damaged"):
+        train.main(sample=str(tmp_path / "damaged"), output=str(tmp_path / "out"), vocab_size=300, overwrite=True)
+    names = [path.name for path in tokenizer.iterdir()]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (tokenizer / name).read_bytes()
 
 
 def test_a_table_that_is_no_sample_is_refused(workspace, tmp_path):

@@ -12,7 +12,9 @@ from small_corpus import code, document, write_documents, write_ledger
 
 from spark_jobs import write_shards
 from spark_jobs.sharding import encoding, import_order, steps, writing
+from spark_jobs.sharding.folder import FACTS
 from spark_jobs.sharding.layout import Layout, Splits
+from tokenizer import encode
 from tokenizer.encode import END_OF_TEXT, Encoder
 from tokenizer.shards import INDEX_NAME, ShardIndex, TokenStream, open_shard, verify_shard
 from tokenizer.train import trained
@@ -219,6 +221,35 @@ def test_the_workspace_becomes_shards(workspace, tmp_path):
     found = sorted(file_id for _, file_id, _ in rows_of(tmp_path / "shards", index))
     assert found == sorted(row["file_id"] for row in ledger if row["state"] == "kept")
     assert index.configuration == json.loads(json.dumps(index.configuration))
+
+
+class Wrong:
+    """A fast encoder that gives every document one id."""
+
+    def encode(self, data, bounds):
+        return np.zeros(len(bounds) - 1, np.uint32), np.arange(len(bounds))
+
+
+def test_differences_of_all_tasks_are_summed_and_told(inputs, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "fast_encoder", lambda settings: Wrong())
+    known = Encoder(tokenizer)
+    splits = Splits({}, 0, 0, False)
+    sources = encoding.Sources(inputs[3]["documents"], tokenizer, known.fingerprint, known.vocab_size, splits, True)
+    entries = []
+    for number in range(3):
+        encoding.encoder.cache_clear()  # every task in a worker of its own
+        reading = pa.RecordBatch.from_pylist([{"part": f"part-{number}.parquet", "row_group": 0, "rows": [0, 1, 2]}])
+        entries.append(encoding._encoded_part(iter([reading]), sources, tmp_path, f"part-{number:05d}"))
+    encoding.encoder.cache_clear()
+    found = encoding.sums(entries)
+    differing = [entry["encoding"]["differing"] for entry in entries]
+    assert min(differing) > 0
+    assert found["encoding"]["differing"] == sum(differing)
+    assert found["encoding"]["exact"] == found["rows"] == 9
+    facts = {"encoding": found["encoding"], "redacted": found["redacted"]}
+    told = steps.summary(ShardIndex("", 400, 0, (), {FACTS: facts}), "out")
+    assert f"{sum(differing)} documents to which gigatoken gave other ids" in told
+    assert "do not trust gigatoken" in told
 
 
 @pytest.fixture(scope="module")

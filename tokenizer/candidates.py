@@ -9,7 +9,8 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-TOKENIZER_FILE = "tokenizer.json"
+from tokenizer.encode import TOKENIZER_FILE, read_tokenizer
+
 # How GPT-2 and its kin keep a tokenizer.
 VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
 
@@ -36,7 +37,7 @@ def of_folder(folder: str) -> Candidate:
     """The tokenizer of a folder (or of a `tokenizer.json`); ValueError if there is none that `tokenizers` reads."""
     path = Path(folder)
     if path.is_file() or (path / TOKENIZER_FILE).is_file():
-        return Candidate(folder, _read(path if path.is_file() else path / TOKENIZER_FILE))
+        return Candidate(folder, read_tokenizer(path if path.is_file() else path / TOKENIZER_FILE))
     if (path / VOCABULARY_FILE).is_file() and (path / MERGES_FILE).is_file():
         return Candidate(folder, _read_merges(path))
     raise ValueError(f"{folder} holds no {TOKENIZER_FILE}, nor {VOCABULARY_FILE} and {MERGES_FILE}")
@@ -63,16 +64,9 @@ def of_package(package: str) -> list[Candidate]:
 def _readable(path: Path) -> Tokenizer | None:
     """A package's file may have that name and be something else."""
     try:
-        return _read(path)
+        return read_tokenizer(path)
     except ValueError:
         return None
-
-
-def _read(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises no narrower one
-        raise ValueError(f"{path} is no file that tokenizers reads: {error}") from None
 
 
 def _read_merges(folder: Path) -> Tokenizer:
@@ -114,9 +108,9 @@ def merge_result(merge: str | list[str]) -> str:
 
 
 def halved(vocab_size: int, least: int = 512, most: int = 5) -> Iterator[int]:
-    """A size of vocabulary and its halves, down to `least`, at most `most` of them."""
-    for _ in range(most):
-        if vocab_size < least:
-            return
-        yield vocab_size
+    """A size of vocabulary and its halves, down to `least`, at most `most` in all."""
+    yield vocab_size
+    for _ in range(most - 1):
         vocab_size //= 2
+        if vocab_size >= least:
+            yield vocab_size

@@ -71,7 +71,7 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """Encodes with the `tokenizer.json` of a folder; ValueError if it has none or lacks `<|endoftext|>`.
+    """Encodes with the `tokenizer.json` of a folder; ValueError if that is not whole, or lacks `<|endoftext|>`.
 
     Args:
         folder: holds `tokenizer.json`.
@@ -83,7 +83,7 @@ class Encoder:
         path = Path(folder) / TOKENIZER_FILE
         if not path.is_file():
             raise ValueError(f"{folder} holds no {TOKENIZER_FILE}")
-        self._tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer = read_tokenizer(path)
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         end = self._tokenizer.token_to_id(END_OF_TEXT)
@@ -217,6 +217,14 @@ class Encoder:
         return run_ids(data, exact if blank or self._fast is None else fast, self._sizes)
 
 
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json`; ValueError if `tokenizers` does not read it."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no narrower one
+        raise ValueError(f"{path} is no file that tokenizers reads: {error}") from None
+
+
 def told(counts: Counter[str]) -> list[str]:
     """What an encoder counted, in lines."""
     return [f"{counts[name]:,} {words}" for name, words in COUNTS.items() if counts[name] or name == "differing"]
@@ -233,7 +241,8 @@ def _sample(bounds: Bounds, wanted_bytes: int) -> list[int]:
 
 
 def _joined(parts: list[Encoded]) -> Encoded:
-    if len(parts) == 1:
+    parts = [part for part in parts if len(part.bounds) > 1] or parts[:1]
+    if len(parts) == 1:  # not copied: a document may be long
         return parts[0]
     starts = np.cumsum([0, *(len(part.ids) for part in parts)])
     bounds = [part.bounds[:-1] + start for part, start in zip(parts, starts[:-1], strict=True)]

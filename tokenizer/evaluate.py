@@ -30,6 +30,7 @@ def main(
     from pathlib import Path
 
     from tokenizer import candidates, evaluation, evaluation_page, evaluation_table
+    from tokenizer.whole_folder import require_apart, whole_folder
 
     found = [candidates.of_folder(tokenizer)]
     found += [candidates.of_folder(folder) for folder in others or []]
@@ -39,10 +40,12 @@ def main(
     folder = Path(output)
     if evaluation.done(folder, configuration, overwrite):
         return
+    require_apart(output, [tokenizer, sample, *(others or [])])
     evaluated = {"configuration": configuration, **evaluation.evaluated(tokenizer, sample, found, wanted)}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / evaluation.PAGE_FILE).write_text(evaluation_page.page(evaluated), encoding="utf-8")
-    (folder / evaluation.RECORD_FILE).write_text(json.dumps(evaluated, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    record = json.dumps(evaluated, indent=1, ensure_ascii=False) + "\n"
+    with whole_folder(folder, overwrite=overwrite) as place:
+        (place / evaluation.PAGE_FILE).write_text(evaluation_page.page(evaluated), encoding="utf-8")
+        (place / evaluation.RECORD_FILE).write_text(record, encoding="utf-8")
     print(evaluation_table.table(evaluated))
     print(f"evaluate: {folder / evaluation.PAGE_FILE}\n{evaluated['advice']}")
 

@@ -14,8 +14,8 @@ import xxhash
 from tokenizers import Tokenizer
 
 from tokenizer import samples
-from tokenizer.candidates import TOKENIZER_FILE, Candidate, cut, token_bytes
-from tokenizer.encode import SPECIAL_TOKENS, Encoder
+from tokenizer.candidates import Candidate, cut, token_bytes
+from tokenizer.encode import SPECIAL_TOKENS, TOKENIZER_FILE, Encoder
 from tokenizer.keywords import BUILTINS, KEYWORDS
 from tokenizer.measures import Tally, layout_of, measured
 from tokenizer.vocabulary import Uses, looked_at, words_of
@@ -34,7 +34,7 @@ _EVERY_SECONDS = 5.0
 
 def configuration(tokenizer: str, sample: str, found: Sequence[Candidate], sizes: Sequence[int]) -> dict[str, Any]:
     """What decides an evaluation; ValueError if a size cannot be."""
-    least = 256 + len(SPECIAL_TOKENS)
+    least = min(256 + len(SPECIAL_TOKENS), found[0].vocab_size)
     if bad := [size for size in sizes if not least <= size <= found[0].vocab_size]:
         raise ValueError(
             f"sizes has {bad[0]}; they must be from {least} to {found[0].vocab_size}, the size of {tokenizer}: "

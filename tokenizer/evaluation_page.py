@@ -147,7 +147,8 @@ def _sweep(sweep: Sequence[Mapping[str, Any]]) -> str:
         return ""
     xs = [math.log2(one["vocab_size"]) for one in sweep]
     rates = [one["bytes_a_token"] for one in sweep]
-    low, high = math.floor(min(rates) * 2) / 2, math.ceil(max(rates) * 2) / 2
+    low = math.floor(min(rates) * 2) / 2
+    high = max(math.ceil(max(rates) * 2) / 2, low + 0.5)
     points = [
         (50 + (x - xs[0]) / (xs[-1] - xs[0]) * (_WIDTH - 90), 20 + (high - rate) / (high - low) * (_HEIGHT - 60))
         for x, rate in zip(xs, rates, strict=True)

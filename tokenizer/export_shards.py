@@ -28,17 +28,18 @@ def main(
 
     from tokenizer.exporters import mds, megatron, nanogpt
     from tokenizer.shard_index import ShardIndex
-    from tokenizer.whole_folder import whole_folder
+    from tokenizer.whole_folder import require_apart, whole_folder
 
-    folder, index, target = Path(shards).resolve(), ShardIndex.load(shards), Path(output)
-    if folder.is_relative_to(target.resolve()) or target.resolve().is_relative_to(folder):
-        raise ValueError(f"--output {output} and --shards {shards} lie in one another; name another folder")
+    folder, index = Path(shards).resolve(), ShardIndex.load(shards)
+    require_apart(output, [shards])
     if sequence_length < 0 or (sequence_length and to != "mds"):
         raise ValueError(f"sequence_length is {sequence_length}; it is for --to mds, and 0 or more")
     wanted = splits or list(dict.fromkeys(shard.split for shard in index.shards))
     for split in wanted:
-        index.of_split(split)
-    with whole_folder(target, overwrite=overwrite) as place:
+        tokens = sum(shard.tokens for shard in index.of_split(split))
+        if sequence_length > tokens:
+            raise ValueError(f"sequence_length is {sequence_length}, and {split} has {tokens} tokens in all")
+    with whole_folder(Path(output), overwrite=overwrite) as place:
         for split in wanted:
             if to == "megatron":
                 megatron.export_split(folder, index, split, place)

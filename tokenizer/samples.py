@@ -34,11 +34,19 @@ def fingerprint(sample: str) -> str:
 def batches(sample: str, held_out: bool | None, columns: Sequence[str] = ("content",)) -> Iterator[pa.RecordBatch]:
     """The rows to train on, those held out, or all (None), at most BATCH_FILES at a time; memory is a row group."""
     for path in _parts(sample):
+        for batch in _rows(path, [*columns, "held_out"]):
+            chosen = batch if held_out is None else batch.filter(pc.equal(batch.column("held_out"), held_out))
+            if chosen.num_rows:
+                yield chosen.select(list(columns))
+
+
+def _rows(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Columns of a file of a sample; ValueError names it if it is damaged."""
+    try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH_FILES, columns=[*columns, "held_out"]):
-                chosen = batch if held_out is None else batch.filter(pc.equal(batch.column("held_out"), held_out))
-                if chosen.num_rows:
-                    yield chosen.select(list(columns))
+            yield from file.iter_batches(BATCH_FILES, columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path} is damaged: {error}; draw the sample again, with --overwrite") from None
 
 
 def amounts(sample: str, held_out: bool) -> tuple[int, int]:

@@ -30,7 +30,7 @@ def summary(index: ShardIndex) -> str:
 
 def document_text(folder: Path, index: ShardIndex, name: str, row: int) -> str:
     """The text of one document, without special tokens; ValueError if there is no such shard or row."""
-    from tokenizers import Tokenizer
+    from tokenizer.encode import read_tokenizer
 
     path = folder / "tokenizer" / "tokenizer.json"
     if not path.is_file():
@@ -43,7 +43,7 @@ def document_text(folder: Path, index: ShardIndex, name: str, row: int) -> str:
     for batch in open_shard(folder, shard):
         if row < batch.num_rows:
             tokens = flat_tokens(batch.slice(row, 1))
-            text: str = Tokenizer.from_file(str(path)).decode(tokens.tolist(), skip_special_tokens=True)
+            text: str = read_tokenizer(path).decode(tokens.tolist(), skip_special_tokens=True)
             return text
         row -= batch.num_rows
     raise ValueError(f"{name} has fewer rows than the index says; verify the shards")

@@ -40,12 +40,13 @@ def main(*, sample: str, output: str, vocab_size: int = 32768, overwrite: bool =
 
     Args:
         sample: table of a sample, as spark_jobs/sample.py writes it.
-        output: folder for `tokenizer.json` and its configuration.
+        output: folder for `tokenizer.json` and its configuration; it is there whole or not at all.
         vocab_size: entries, special tokens among them.
         overwrite: replace what lies there.
     """
     from tokenizer import samples
     from tokenizer.encode import SPECIAL_TOKENS, TOKENIZER_FILE
+    from tokenizer.whole_folder import require_apart, whole_folder
 
     least = 256 + len(SPECIAL_TOKENS)
     if vocab_size < least:
@@ -54,20 +55,21 @@ def main(*, sample: str, output: str, vocab_size: int = 32768, overwrite: bool =
     record = {"inputs": {"sample": samples.fingerprint(sample)}, "vocab_size": vocab_size}
     if _done(folder, record, overwrite):
         return
+    require_apart(output, [sample])
     begin = time.monotonic()
     files, text_bytes = samples.amounts(sample, held_out=False)
     if not files:
         raise ValueError(f"{sample} holds no file to train on")
     require_countable(sample, text_bytes)
     print(f"tokenizer: training {vocab_size:,} entries on {files:,} files, {text_bytes / 1e6:,.1f} MB")
-    with _Progress(text_bytes) as progress:
-        rows = samples.batches(sample, held_out=False, columns=("content", "size"))
-        tokenizer = trained(progress.texts_of(rows), vocab_size)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / TOKENIZER_FILE))
-    for name, content in _transformers_files().items():
-        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
-    (folder / RECORD_FILE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    with whole_folder(folder, overwrite=overwrite) as place:
+        with _Progress(text_bytes) as progress:
+            rows = samples.batches(sample, held_out=False, columns=("content", "size"))
+            tokenizer = trained(progress.texts_of(rows), vocab_size)
+        tokenizer.save(str(place / TOKENIZER_FILE))
+        for name, content in _transformers_files().items():
+            (place / name).write_text(json.dumps(content, indent=1) + "\n")
+        (place / RECORD_FILE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     print(f"tokenizer: {tokenizer.get_vocab_size():,} entries in {time.monotonic() - begin:.0f} s, in {output}")
 
 

@@ -1,7 +1,7 @@
 """A folder that is there whole or not at all: it is made beside its place and renamed into it."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,8 @@ def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         FileExistsError: something is at `path` and is not to be replaced.
     """
     path = path.absolute()
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file; name a folder")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; --overwrite replaces it")
     unfinished, replaced = (path.with_name(f".{path.name}.{state}") for state in ("unfinished", "replaced"))
@@ -31,3 +33,12 @@ def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         path.rename(replaced)
     unfinished.rename(path)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def require_apart(output: str, inputs: Sequence[str]) -> None:
+    """Refuse an output that lies in one of its inputs, or they in it: replacing it would delete the other."""
+    ours = Path(output).resolve()
+    for path in inputs:
+        theirs = Path(path).resolve()
+        if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
+            raise ValueError(f"--output {output} and {path} lie in one another; name another folder")

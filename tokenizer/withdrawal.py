@@ -139,12 +139,12 @@ def _text_bytes(ids: list[int], tokenizer: "Tokenizer") -> int:
 
 def _tokenizer(folder: Path, index: ShardIndex) -> "Tokenizer":
     """The tokenizer beside the shards, which tells how many bytes of text a withdrawn document had."""
-    from tokenizers import Tokenizer
+    from tokenizer.encode import read_tokenizer
 
     path = folder / "tokenizer" / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{path} is missing; put the tokenizer of these shards there")
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = read_tokenizer(path)
     if tokenizer.get_vocab_size(with_added_tokens=True) != index.vocab_size:
         raise ValueError(f"{path} is not the tokenizer of these shards, which has {index.vocab_size} entries")
     return tokenizer
