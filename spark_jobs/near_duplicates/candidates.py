@@ -40,6 +40,8 @@ HUBS = 64
 
 # The bytes of a bucket of band members that the number of buckets aims at.
 _BUCKET_BYTES = 16 << 20
+# Members that are paired at once: at most HUBS pairs each, of 25 bytes.
+_MEMBERS_AT_ONCE = 1 << 15
 # Pairs gathered over a task's bands before repeated ones are dropped: similar files meet in many bands.
 _PAIRS_AT_ONCE = 1 << 18
 # Bands that are reported: the HOTTEST of a bucket, if they have more members than this.
@@ -105,21 +107,25 @@ def _pairs_of_buckets(
     """PAIRs of each bucket, bands one after the other. Of a band that spans batches only the hubs are remembered."""
     for bucket, blobs in buckets:
         members, counts = np.empty(0, BAND_MEMBER), np.zeros(0, np.int64)
-        for run in sorted_runs((records for _, records in blobs), _BY_DIGEST, shared_only=True):
+        for some in _slices(sorted_runs((records for _, records in blobs), _BY_DIGEST, shared_only=True)):
             remembered = len(members)
-            members = np.concatenate([members, run])
+            members = np.concatenate([members, some])
             settled = members["key"][:, 0] < _UNSETTLED
             left, right, hubs, counts = _pair_rows(
                 members["digest"], members["shingles"], settled, remembered, counts, HUBS, threshold
             )
-            spots = spots_of(members["key"])
-            for first in range(0, len(left), _PAIRS_AT_ONCE):
-                some = slice(first, first + _PAIRS_AT_ONCE)
-                pairs = np.empty(len(left[some]), PAIR)
-                pairs["better"], pairs["worse"], pairs["band"] = spots[left[some]], spots[right[some]], bucket // parts
-                yield pairs
+            spots, pairs = spots_of(members["key"]), np.empty(len(left), PAIR)
+            pairs["better"], pairs["worse"], pairs["band"] = spots[left], spots[right], bucket // parts
+            yield pairs
             hot.append(_hottest(members, counts, bucket // parts))
             members, counts = members[hubs], counts[hubs]
+
+
+def _slices(runs: Iterable[Records]) -> Iterator[Records]:
+    """The same in arrays of few members, each of which may be in as many pairs as there are hubs."""
+    for run in runs:
+        for first in range(0, len(run), _MEMBERS_AT_ONCE):
+            yield run[first : first + _MEMBERS_AT_ONCE]
 
 
 def _hottest(members: Records, counts: NDArray[np.int64], band: int) -> Records:
