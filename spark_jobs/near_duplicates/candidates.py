@@ -107,16 +107,19 @@ def _pairs_of_buckets(
     """PAIRs of each bucket, bands one after the other. Of a band that spans batches only the hubs are remembered."""
     for bucket, blobs in buckets:
         members, counts = np.empty(0, BAND_MEMBER), np.zeros(0, np.int64)
-        for some in _slices(sorted_runs((records for _, records in blobs), _BY_DIGEST, shared_only=True)):
+        for few in _slices(sorted_runs((records for _, records in blobs), _BY_DIGEST, shared_only=True)):
             remembered = len(members)
-            members = np.concatenate([members, some])
+            members = np.concatenate([members, few])
             settled = members["key"][:, 0] < _UNSETTLED
             left, right, hubs, counts = _pair_rows(
                 members["digest"], members["shingles"], settled, remembered, counts, HUBS, threshold
             )
-            spots, pairs = spots_of(members["key"]), np.empty(len(left), PAIR)
-            pairs["better"], pairs["worse"], pairs["band"] = spots[left], spots[right], bucket // parts
-            yield pairs
+            spots = spots_of(members["key"])
+            for first in range(0, len(left), _PAIRS_AT_ONCE):
+                some = slice(first, first + _PAIRS_AT_ONCE)
+                pairs = np.empty(len(left[some]), PAIR)
+                pairs["better"], pairs["worse"], pairs["band"] = spots[left[some]], spots[right[some]], bucket // parts
+                yield pairs
             hot.append(_hottest(members, counts, bucket // parts))
             members, counts = members[hubs], counts[hubs]
 
