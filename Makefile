@@ -29,7 +29,7 @@ demo: setup  ## raw files to a model that completes code; SOURCES= and WORKSPACE
 	@PATH="$(abspath $(BIN)):$$PATH" TRAIN_OPTIONS="$(TRAIN_OPTIONS)" infra/demo.sh "$(WORKSPACE)" $(SOURCES)
 
 test: setup  ## the tests
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

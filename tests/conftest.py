@@ -56,3 +56,12 @@ def workspace(spark, tmp_path_factory):
     sample.main(documents=tables["documents"], ledger=tables["ledger"], output=tables["sample"])
     train.main(sample=tables["sample"], output=tables["tokenizer"], vocab_size=500)
     return SimpleNamespace(corpus=folder / "corpus", copies=copies, near=near, **tables)
+
+
+# They start Spark or training many times, in one file each: first, so that no process waits for another at the end.
+_LONGEST = ("test_readme.py", "test_end_to_end.py", "test_training.py", "test_cluster.py", "test_deliveries.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))

@@ -66,7 +66,9 @@ def test_odd_files_and_copies_are_in_the_states_that_they_were_made_for(workspac
                 kept, removed = (original, copy) if states[original] == KEPT else (copy, original)
                 assert (states[kept], states[removed]) == (KEPT, state)
                 assert kept in by_path[removed]["evidence"]
-                assert by_path[removed]["evidence"].startswith("of " if state == "exact copy" else "0.")
+                assert by_path[removed]["evidence"].startswith(
+                    "of " if state == "exact copy" else ("0.", "1.0 similar")
+                )
 
 
 def test_every_state_and_which_goes_first(spark):

@@ -224,12 +224,11 @@ def _is_version(content: bytes, match: re.Match[bytes]) -> bool:
     line = max(content.rfind(b"\n", max(0, begin - _NEAR_BYTES), begin) + 1, begin - _NEAR_BYTES, 0)
     if match[0].startswith(_OBJECT_NAMES) or _VERSION_BEFORE.search(content[line:begin]):
         return True
-    if _DRAWING.search(content[max(0, begin - _BESIDE_BYTES) : begin]) or _DRAWING.search(
-        content[end : end + _BESIDE_BYTES]
-    ):
+    beside = ((max(0, begin - _BESIDE_BYTES), begin), (end, end + _BESIDE_BYTES))
+    if any(_DRAWING.search(content, first, last) for first, last in beside):
         return True
     parts = match[0].split(b".")
-    if all(len(part) <= 2 for part in parts) or parts[1] == parts[2] == b"0":
+    if all(len(part) == 1 for part in parts) or parts[1] == parts[2] == b"0":
         return not _SERVER_NEAR.search(content[max(0, begin - _NEAR_BYTES) : end + _NEAR_BYTES])
     return False
 
