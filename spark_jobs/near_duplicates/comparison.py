@@ -111,11 +111,17 @@ def _matches(values: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[ND
     return of, np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
 
 
-def _places(files: Records, spots: NDArray[np.uint64]) -> NDArray[np.int64]:
+def _places(files: Records, spots: NDArray[np.uint64]) -> NDArray[np.int32]:
     """Where the files of these spots stand among sorted ones; len(files) for those that are elsewhere."""
     own = spots_of(files["key"])
-    places = np.searchsorted(own, spots)
-    return np.where(np.append(own, np.uint64(0))[places] == spots, places, len(own))
+    places = np.searchsorted(own, spots).astype(np.int32)
+    return np.where(np.append(own, np.uint64(0))[places] == spots, places, np.int32(len(own)))
+
+
+def _by_better(files: Records, pairs: Records) -> tuple[NDArray[np.uint64], NDArray[np.uint8], NDArray[np.int32]]:
+    """Of pairs by their better files: the spots of these, the bands, and the places of the worse among the files."""
+    order = np.argsort(pairs["better"])
+    return pairs["better"][order], pairs["band"][order], _places(files, pairs["worse"][order])
 
 
 def _edges(blobs: Blobs, sources: Sequence[Source], threshold: float, exact: bool) -> Iterator[Records]:
@@ -123,14 +129,13 @@ def _edges(blobs: Blobs, sources: Sequence[Source], threshold: float, exact: boo
     following: list[tuple[int, Records]] = []
     files = by_spot([of_kind(blobs, KIND_SLIM, SLIM, following)])
     rest, following = chain(following, blobs), []
-    pairs = distinct_pairs(of_kind(rest, KIND_PAIR, PAIR, following))
-    order = np.argsort(pairs["better"])
-    spots, bands, worse_places = pairs["better"][order], pairs["band"][order], _places(files, pairs["worse"][order])
+    spots, bands, worse_places = _by_better(files, distinct_pairs(of_kind(rest, KIND_PAIR, PAIR, following)))
     paired = np.zeros(len(files) + 1, bool)
     paired[worse_places] = paired[_places(files, spots)] = True
     own = _held(_sketched(files[paired[:-1]], sources), int(paired[:-1].sum()))
-    worse_places = (np.cumsum(paired) - 1)[worse_places]
-    for better in chain([own], (records for _, records in chain(following, rest))):
+    worse_places = (np.cumsum(paired, dtype=np.int32) - np.int32(1))[worse_places]
+    own_parts = (own[first : first + _BLOB_SKETCHES] for first in range(0, len(own), _BLOB_SKETCHES))
+    for better in chain(own_parts, (records for _, records in chain(following, rest))):
         file, pair = _matches(spots, spots_of(better["key"]))
         worse = worse_places[pair]
         estimates, verdicts = judge(better, own, file, worse, threshold)

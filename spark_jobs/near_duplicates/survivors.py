@@ -16,7 +16,7 @@ from spark_jobs.parts import write_none, write_parts
 from spark_jobs.storage import Storage
 
 # Text that a worker gathers for a row group.
-_ROW_GROUP_BYTES = 64 << 20
+_ROW_GROUP_BYTES = 32 << 20
 _LOCATED = "delivery int, part string, row_group int, rows array<int>"
 
 
