@@ -156,8 +156,8 @@ def _judge(
 def judge(
     left: NDArray[np.void],
     right: NDArray[np.void],
-    left_rows: NDArray[np.int64],
-    right_rows: NDArray[np.int64],
+    left_rows: NDArray[np.signedinteger],
+    right_rows: NDArray[np.signedinteger],
     threshold: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
     """Estimates of the similarity of pairs (n), and whether they are DIFFERENT, SIMILAR or UNDECIDED at the threshold.
