@@ -37,7 +37,7 @@ def run_job(documents: Path, threshold: float, options: tuple[str, ...] = ()) ->
     """Run dedup.py on a folder of Parquet files, with options of spark-submit; the result replaces that of an earlier
     run."""
     name = f"{documents.name}-{threshold}"
-    job = Job(name, Measured(0, 0, 0, 0), 0)
+    job = Job(name, Measured(0, 0, 0, 0, 0), 0)
     events = BENCH / "out" / f"{name}-events"
     shutil.rmtree(events, ignore_errors=True)
     events.mkdir(parents=True)

@@ -11,12 +11,14 @@ SAMPLE_SECONDS = 0.2
 
 
 class Measured(NamedTuple):
-    """Peaks are of resident memory, summed over processes, of which pages that several share have each its part."""
+    """Peaks are of resident memory, summed over processes, of which pages that several share have each its part: of
+    all together, of Java with Spark's Python workers (in local mode the executor), of Java and of the workers."""
 
     seconds: float
     peak_bytes: int
+    executor_peak_bytes: int
     java_peak_bytes: int
-    python_peak_bytes: int
+    workers_peak_bytes: int
 
 
 def measure(command: list[str], log: Path, **options: object) -> Measured:
@@ -26,12 +28,12 @@ def measure(command: list[str], log: Path, **options: object) -> Measured:
         RuntimeError: the command failed; the end of its output is in the message.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    begin, peak = time.monotonic(), (0, 0, 0)
+    begin, peak = time.monotonic(), (0, 0, 0, 0)
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, **options) as process:
         try:
             while process.poll() is None:
-                java, python = _resident_bytes(process.pid)
-                peak = tuple(map(max, peak, (java + python, java, python)))
+                java, workers, other = _resident_bytes(process.pid)
+                peak = tuple(map(max, peak, (java + workers + other, java + workers, java, workers)))
                 time.sleep(SAMPLE_SECONDS)
         except BaseException:
             process.terminate()
@@ -41,23 +43,29 @@ def measure(command: list[str], log: Path, **options: object) -> Measured:
     return Measured(time.monotonic() - begin, *peak)
 
 
-def _resident_bytes(root: int) -> tuple[int, int]:
-    """Of the tree under a process: resident bytes of Java, and of all else."""
-    java = other = 0
-    for name, bytes_ in _tree(root):
-        java, other = (java + bytes_, other) if name == "java" else (java, other + bytes_)
-    return java, other
+def _resident_bytes(root: int) -> tuple[int, int, int]:
+    """Of the tree under a process: resident bytes of Java, of Spark's Python workers, and of all else."""
+    java = workers = other = 0
+    for command, bytes_ in _tree(root):
+        if command.partition("\0")[0].endswith("java"):
+            java += bytes_
+        elif "pyspark.daemon" in command:
+            workers += bytes_
+        else:
+            other += bytes_
+    return java, workers, other
 
 
 def _tree(root: int) -> Iterator[tuple[str, int]]:
-    """Name and resident bytes of a process and all below it. One that ends meanwhile is left out."""
+    """Command line and resident bytes of a process and all below it. One that ends meanwhile is left out."""
     rows = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
-            name, _, rest = Path("/proc", entry, "stat").read_text().partition("(")[2].rpartition(")")
+            command = Path("/proc", entry, "cmdline").read_text()
+            rest = Path("/proc", entry, "stat").read_text().rpartition(")")[2]
         except OSError:
             continue
-        rows[int(entry)] = (int(rest.split()[1]), name)
+        rows[int(entry)] = (int(rest.split()[1]), command)
     for process in rows:
         above = process
         while above in rows and above != root:
