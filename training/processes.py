@@ -2,13 +2,11 @@
 
 import contextlib
 import os
-import signal
 import socket
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,6 +46,14 @@ class Processes:
         values = [value]
         torch.distributed.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """The `value` (anything small that pickles) of each process, by rank, on every process."""
+        import torch.distributed
+
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def wait(self) -> None:
         """Return when every process has come here."""
@@ -140,16 +146,3 @@ def first_speaks() -> Iterator[None]:
         if int(os.environ.get("RANK", "0")):
             time.sleep(FIRST_SPEAKS_SECONDS)
         raise
-
-
-class StopRequest:
-    """Whether SIGTERM or SIGINT came; the second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.came = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
-        signal.signal(number, signal.SIG_DFL)
