@@ -69,8 +69,8 @@ class Checkpoint:
         known = {entry.name: record[entry.name] for entry in fields(cls) if entry.name in record}
         if "guard" in known:
             known["guard"] = Record(**known["guard"] | {"norms": tuple(known["guard"]["norms"])})
-        if "chain" in known:
-            known["chain"] = Chain.from_record(known["chain"])
+        step = known["step"]
+        known["chain"] = Chain.from_record(known.get("chain", {"step": step, "digest": "", "marks": [(step, "")]}))
         return cls(**known)
 
     def refuse_other(self, other: "Checkpoint") -> None:

@@ -126,8 +126,8 @@ class Job:
         if sum(rewind.to_step == back for rewind in plan.rewinds) >= MOST_REWINDS:
             raise ValueError(
                 f"{self.tolerance.in_a_row} steps in a row were bad up to step {step}, after going back to step "
-                f"{back} {MOST_REWINDS} times; begin anew with a learning rate below {plan.recipe.optimizer.learning_rate} "
-                "(--optimizer.learning_rate)"
+                f"{back} {MOST_REWINDS} times; begin anew with a learning rate below "
+                f"{plan.recipe.optimizer.learning_rate} (--optimizer.learning_rate)"
             )
         if processes.is_first:
             log.warning("steps up to %d were bad: going back to step %d, on other data", step, back)

@@ -1,8 +1,8 @@
 """The running digest of the sample numbers of each step: what a resumed run will see is checked, not hoped.
 
-digest(step) = H(digest(step - 1), numbers of the step). Every checkpoint holds it, and one from some steps before, from
-which a resuming run computes the chain again by its own recipe. Where they differ, data, seed, order or code are not
-those that trained, and the run is refused.
+digest(step) = H(digest(step - 1), numbers of the step). Every checkpoint holds it, and one from some steps before,
+from which a resuming run computes the chain again by its own recipe. Where they differ, data, seed, order or code are
+not those that trained, and the run is refused.
 """
 
 import hashlib

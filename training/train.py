@@ -79,7 +79,7 @@ def main(
         evaluate_every: steps between evaluations; the last step always has one.
         evaluation_tokens: bound on the tokens of one evaluation; 0 = no evaluation.
         on_nan: a step whose gradient is not finite is skipped and counted; after bad_steps of them in a row the run
-            goes back to the last checkpoint and leaves that data out (rewind), or ends (skip). stop: ends at the first.
+            goes back to the last checkpoint and leaves that data out (rewind), or ends (skip). stop: ends at once.
         bad_steps: in a row, after which on_nan decides.
         spike_factor: a gradient norm above that many times the running median is as bad as NaN; 0 = never.
         resume: auto goes on from the last complete checkpoint; never refuses a folder that holds a run.

@@ -1,8 +1,8 @@
 """A checkpoint for another number of processes, or another ZeRO stage, than wrote it: whole tensors by parameter.
 
 The folder is a universal checkpoint of DeepSpeed's: `zero/<parameter>/{fp32,exp_avg,exp_avg_sq,step}.pt`. Its
-converter (`ds_to_universal`) puts together the parts of stages 1 to 3; what it leaves out for a change of stage is added
-here: stage 0, whose tensors are whole already; shapes and step counts after stage 3; and neutral settings of the
+converter (`ds_to_universal`) puts together the parts of stages 1 to 3; what it leaves out for a change of stage is
+added here: stage 0, whose tensors are whole already; shapes and step counts after stage 3; and neutral settings of the
 optimizer, for the loader of stage 3 would give all groups of parameters those of the first. A process of its own does
 it, in one thread, and needs the memory of the largest file; the others wait. Costs 12 bytes a parameter on the disk,
 twice that while it works.
