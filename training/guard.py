@@ -6,6 +6,7 @@ calls last, at every stage, and reads the global gradient norm, which is the sam
 """
 
 import collections
+import logging
 import math
 import statistics
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 OnNan = Literal["rewind", "skip", "stop"]
 USUAL_STEPS, LEAST_STEPS = 128, 16
+log = logging.getLogger("train")
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Guard:
                 self.norms.append(self._norm)
             return {"skipped_steps": self.skipped}
         self.skipped += 1
+        log.warning("a step with gradient norm %s was skipped, %d so far", engine.get_global_grad_norm(), self.skipped)
         if not engine.fp16_enabled():  # there the loss scale adapts by steps that overflow
             self.in_a_row += 1
         return {"skipped_steps": self.skipped, "skipped": 1}

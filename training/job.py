@@ -90,7 +90,7 @@ class Job:
         recipe = self.plan.recipe
         return Checkpoint(
             step=step,
-            samples=self.plan.consumed(step + 1),
+            samples=self.plan.seen(step),
             data_fingerprint=self.plan.data_fingerprint,
             sequence_length=recipe.batch.sequence_length,
             seed=recipe.seed,

@@ -62,6 +62,10 @@ class Plan:
         before = [rewind.from_step - rewind.to_step for rewind in self.rewinds if rewind.to_step < step]
         return (step - 1 + sum(before)) * self.recipe.batch.sequences
 
+    def seen(self, step: int) -> int:
+        """Training sequences up to the end of a step, those left out included."""
+        return self.consumed(step) + self.recipe.batch.sequences if step else 0
+
     def rewinds_told(self, step: int) -> dict[str, float | int]:
         """What the metrics of a step say of rewinds: how many, steps skipped before them, and the last one's."""
         before = [rewind for rewind in self.rewinds if rewind.to_step < step]

@@ -233,7 +233,7 @@ def _row(job: "Job", engine: "DeepSpeedEngine", step: int, loss: float, rate: fl
         "tokens_per_second": round(tokens / seconds, 1),
         "learning_rate": rate,
         "seconds": round(seconds, 4),
-        "epoch": round(job.plan.consumed(step + 1) / job.training.windows, 6),
+        "epoch": round(job.plan.seen(step) / job.training.windows, 6),
     }
     return row if norm is None else row | {"gradient_norm": float(norm)}
 
