@@ -1,6 +1,7 @@
 """Shards -> a trained model: `deepspeed training/train.py --config FILE.yaml --shards SHARDS --output RUN`."""
 
 import enum
+import gc
 import logging
 import os
 import time
@@ -144,8 +145,11 @@ def _train(job: "Job", everyone: "Processes", stop: StopRequest) -> bool:
             meter.close()
         if outcome is not Outcome.GAVE_UP:
             break
+        skipped = guard.skipped
         engine.destroy()
-        job = job.rewound(step, guard.skipped, everyone)
+        del engine, guard
+        gc.collect()  # so that two engines need not fit
+        job = job.rewound(step, skipped, everyone)
     if outcome is Outcome.FINISHED and everyone.is_first:
         _finish(job)
     everyone.wait()
