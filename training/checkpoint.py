@@ -1,11 +1,11 @@
 """Checkpoints that are complete or absent: DeepSpeed's files, made durable, then a marker that says what they are.
 
-A checkpoint is `checkpoints/step_00001000/`: DeepSpeed writes into `step_00001000.partial`, each process flushes what
-it wrote to the disk and takes its checksum, the folder is renamed, and `complete.json`, which holds the checksums, is
-written last. A folder without the marker does not count and is removed by the next run; one with a file that is not
-as it was written is found before it is used, and the checkpoint before it is used instead. The randomness of a step is
-keyed by the seed and the step (see `steps.seed_step`), so the marker's integers are the whole state of the random
-generators and of the data.
+A checkpoint is `checkpoints/step_00001000/`: DeepSpeed's files go into `step_00001000.partial` while training goes on,
+each process flushes what it wrote to the disk and takes its checksum, the folder is renamed, and `complete.json`,
+which holds the checksums, is written last. A folder without the marker does not count and is removed by the next run;
+one with a file that is not as it was written is found before it is used, and the checkpoint before it is used instead.
+The randomness of a step is keyed by the seed and the step (see `steps.seed_step`), so the marker's integers are the
+whole state of the random generators and of the data.
 """
 
 import json
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training import universal
-from training.durable import PARTIAL, FileRecord, damage, describe, flush, write_durably
+from training.durable import PARTIAL, FileRecord, damage, flush, write_durably
 from training.guard import Record
 from training.processes import Processes
 from training.sample_chain import Chain
+from training.saving import Saving
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -130,10 +131,17 @@ class Retention:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder that all processes see."""
+    """The checkpoints of one run, in a folder that all processes see.
 
-    def __init__(self, folder: Path, retention: Retention | None = None) -> None:
-        self.folder, self.retention = folder, retention or Retention()
+    Args:
+        folder: RUN/checkpoints.
+        retention: which ones stay.
+        in_background: whether training goes on while one is written.
+    """
+
+    def __init__(self, folder: Path, retention: Retention | None = None, in_background: bool = True) -> None:
+        self.folder, self.retention, self.in_background = folder, retention or Retention(), in_background
+        self._pending: tuple[Checkpoint, Saving] | None = None
 
     def path(self, checkpoint: Checkpoint) -> Path:
         return self.folder / checkpoint.name
@@ -191,49 +199,62 @@ class Checkpoints:
                 shutil.rmtree(path)
 
     def save(self, engine: "DeepSpeedEngine", checkpoint: Checkpoint, processes: Processes) -> None:
-        """Write a checkpoint and drop those that need not be kept; every process must call.
+        """Begin to write a checkpoint; every process must call. It counts when `finish` has returned.
 
-        Costs about 12 bytes a parameter in all, and a flush to the disk. Where it cannot be written by one process,
-        all raise OSError and what stood before stands.
+        Raises:
+            OSError: on all processes, if the one before could not be written.
         """
-        partial = self.folder / (checkpoint.name + PARTIAL)
-        writer = _Writer(engine.checkpoint_engine)
-        state = asdict(checkpoint) | universal.names_of_parameters(engine)
-        engine.checkpoint_engine = writer
-        try:
-            engine.save_checkpoint(str(self.folder), tag=partial.name, client_state=state, save_latest=False)
-        finally:
-            engine.checkpoint_engine = writer.engine
+        self.finish(processes)
+        tag, state = checkpoint.name + PARTIAL, asdict(checkpoint) | universal.names_of_parameters(engine)
+        self._pending = checkpoint, Saving(engine, self.folder, tag, state, self.in_background)
+
+    @property
+    def written(self) -> bool:
+        """Whether this process has written its part of a checkpoint that is not complete yet."""
+        return self._pending is not None and self._pending[1].written
+
+    def finish(self, processes: Processes) -> None:
+        """Complete the checkpoint that is being written, and drop those that need not stay; every process must call.
+
+        Where it cannot be written by one process, all raise OSError and what stood before stands.
+        """
+        if self._pending is None:
+            return
+        (checkpoint, saving), self._pending = self._pending, None
+        saving.wait()
         files: dict[str, FileRecord] = {}
-        for written, fault in processes.gathered((writer.files, writer.fault)):
+        faults: list[str] = []
+        for written, fault in processes.gathered((saving.files, saving.fault)):
             files |= written
-            writer.fault = writer.fault or fault
-        if writer.fault is None and processes.is_first:
-            writer.fault = self._complete(partial, checkpoint, files)
-        fault = processes.from_first(writer.fault)
-        if fault is not None:
+            faults += [fault] if fault else []
+        if processes.is_first and not faults:
+            faults = self._complete(checkpoint, files)
+        faults = processes.from_first(faults)
+        if faults:
             if processes.is_first:
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(self.folder / (checkpoint.name + PARTIAL), ignore_errors=True)
             last = self.latest_complete()
             standing = f"{last.name} stands" if last else "there is none before it"
-            raise OSError(f"{checkpoint.name} cannot be written: {fault}; {standing}; the same command goes on")
+            raise OSError(f"{checkpoint.name} cannot be written: {faults[0]}; {standing}; the same command goes on")
 
-    def _complete(self, partial: Path, checkpoint: Checkpoint, files: dict[str, FileRecord]) -> str | None:
-        """Give a whole checkpoint its name and its marker; why that failed, or None."""
+    def _complete(self, checkpoint: Checkpoint, files: dict[str, FileRecord]) -> list[str]:
+        """Give a whole checkpoint its name and its marker; why that failed, if it did."""
+        partial, final = self.folder / (checkpoint.name + PARTIAL), self.path(checkpoint)
         try:
-            final = self.path(checkpoint)
-            flush(partial)
+            for path in (partial, *partial.rglob("*")):
+                if path.name not in files:
+                    flush(path)
             _remove(final)
             partial.rename(final)
             flush(self.folder)
             write_durably(final / MARKER, asdict(checkpoint) | {"files": files})
         except OSError as error:
-            return str(error)
+            return [str(error)]
         for old in self.retention.dropped(self.complete()):
             _remove(self.path(old))
         for converted in self.folder.glob(f"step_*{UNIVERSAL}"):
             shutil.rmtree(converted)
-        return None
+        return []
 
     def load(self, engine: "DeepSpeedEngine", checkpoint: Checkpoint, wanted: Checkpoint) -> None:
         """Restore weights and optimizer in the layout of `wanted`; every process must call, after `convert`."""
@@ -262,27 +283,6 @@ class Checkpoints:
         target = self.folder / (checkpoint.name + UNIVERSAL)
         universal.convert(self.path(checkpoint), target, checkpoint.zero_stage, processes)
         return True
-
-
-class _Writer:
-    """DeepSpeed's checkpoint engine, which flushes and describes each file, and keeps a fault until all can hear it.
-
-    Within `save_checkpoint` the processes wait for each other: one that raised would leave the others waiting.
-    """
-
-    def __init__(self, engine: Any) -> None:
-        self.engine, self.files, self.fault = engine, {}, None  # type: Any, dict[str, FileRecord], str | None
-
-    def save(self, state_dict: Any, path: str) -> None:
-        try:
-            self.engine.save(state_dict, path)
-            flush(Path(path))
-            self.files[Path(path).name] = describe(Path(path))
-        except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of some
-            self.fault = str(error)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine, name)
 
 
 def _remove(folder: Path) -> None:

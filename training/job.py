@@ -143,6 +143,7 @@ def prepare(
     length: Length,
     intervals: Intervals,
     retention: Retention,
+    save_in_background: bool,
     tolerance: Tolerance,
     evaluation_tokens: int,
     configuration: dict[str, Any],
@@ -165,7 +166,7 @@ def prepare(
     elif evaluation_tokens:
         log.warning("%s has no validation split: there will be no held-out loss", shards)
     begun = folder.is_begun(recipe, index, resume=resume, overwrite=overwrite)
-    checkpoints = Checkpoints(folder.checkpoints, retention)
+    checkpoints = Checkpoints(folder.checkpoints, retention, save_in_background)
     last = checkpoints.latest_complete() if begun else None
     plan = folder.plan if begun else None
     if plan is None:

@@ -45,6 +45,7 @@ def main(
     keep_checkpoints: int = 2,
     keep_best: bool = True,
     keep_every: int = 0,
+    save_in_background: bool = True,
     evaluate_every: int = 500,
     evaluation_tokens: int = 1 << 20,
     on_nan: OnNan = "rewind",
@@ -77,6 +78,8 @@ def main(
         keep_checkpoints: how many of the newest are kept.
         keep_best: keep the one of the lowest held-out loss too, of those saved at an evaluation.
         keep_every: keep those at multiples of so many steps for good; 0 = none.
+        save_in_background: train on while a checkpoint is written, from a copy; needs 12 bytes a parameter, divided by
+            the processes, until then.
         evaluate_every: steps between evaluations; the last step always has one.
         evaluation_tokens: bound on the tokens of one evaluation; 0 = no evaluation.
         on_nan: a step whose gradient is not finite is skipped and counted; after bad_steps of them in a row the run
@@ -104,6 +107,7 @@ def main(
             length=Length(max_steps, train_minutes),
             intervals=Intervals(checkpoint_every, evaluate_every),
             retention=Retention(keep_checkpoints, keep_best, keep_every),
+            save_in_background=save_in_background,
             tolerance=Tolerance(on_nan, bad_steps, spike_factor),
             evaluation_tokens=evaluation_tokens,
             configuration=engines.read_configuration(deepspeed),
@@ -196,13 +200,16 @@ def loop(
         guard.begin()
         mine = steps.take_step(engine, job.training, everyone, plan.consumed(step), rate)
         chain = chain.after(job.samples(step))
-        losses, stops, refused = everyone.total([mine, stop.came, guard.refused(engine)])
+        written = job.checkpoints.written
+        losses, stops, refused, done = everyone.total([mine, stop.came, guard.refused(engine), written])
         row = _row(job, engine, step, losses / everyone.world_size, rate, time.monotonic() - begun)
         row |= guard.settle(engine, refused > 0) | plan.rewinds_told(step)
         if job.evaluation and (step % job.intervals.evaluate_every == 0 or step == plan.max_steps):
             row |= steps.evaluate(engine, job.evaluation, everyone)
         if meter:
             meter.record(row)
+        if guard.gives_up or done == everyone.world_size:
+            job.checkpoints.finish(everyone)
         if guard.gives_up:
             return _gave_up(job, row)
         due = step % job.intervals.checkpoint_every == 0 and not guard.in_a_row
@@ -212,6 +219,7 @@ def loop(
             job.checkpoints.save(engine, saved, everyone)
         if stops:
             break
+    job.checkpoints.finish(everyone)
     return Outcome.FINISHED if step == plan.max_steps else Outcome.STOPPED, step
 
 
