@@ -22,6 +22,7 @@ from training.model import build, configuration, count_parameters, token_losses
 from training.optimizer import learning_rate, parameter_groups, progress
 from training.run_folder import Plan, Rewind
 from training.sample_chain import RECOMPUTED_SAMPLES, Chain
+from training.saving import _copied
 
 ROOT = Path(__file__).parent.parent
 TINY = Model(hidden_size=32, layers=2, heads=2)
@@ -284,6 +285,25 @@ def test_chain_is_checked_against_the_recipe_from_its_marks():
     with pytest.raises(ValueError, match="the samples of steps 9 to 15 have digest"):
         chain.refuse_other(lambda step: samples(step, shift=step == 10))
     assert Chain.from_record(json.loads(json.dumps(asdict(chain)))) == chain
+
+
+def test_what_is_saved_in_the_background_is_a_copy_with_the_same_sharing():
+    import torch
+
+    flat = torch.arange(12.0)
+    state = {
+        "module": {"embedding": flat[:6].view(2, 3), "head": flat[:6].view(2, 3), "gain": flat[6:]},
+        "shapes": [{"embedding": torch.Size([2, 3])}],
+        "groups": [{"lr": 0.1, "params": (0, flat[8:])}],
+    }
+    copy = _copied(state, {})
+    flat += 1
+    assert copy["module"]["embedding"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert copy["module"]["head"] is copy["module"]["embedding"]
+    assert copy["groups"][0]["params"][1].tolist() == [8, 9, 10, 11]
+    assert isinstance(copy["shapes"][0]["embedding"], torch.Size)
+    copy["groups"][0]["lr"] = 0.2
+    assert state["groups"][0]["lr"] == 0.1
 
 
 def test_rewinds_leave_data_out_and_are_told():

@@ -71,7 +71,7 @@ def convert(source: Path, target: Path, stage: int, processes: Processes) -> Non
         flush(target.parent)
     fault = processes.from_first(fault)
     if fault is not None:
-        raise ValueError(f"{source} cannot be converted for other processes or another ZeRO stage: {fault}")
+        raise ValueError(f"{source} cannot be converted for this layout: {fault}; start it in the one that saved it")
 
 
 def _told(child: Any, partial: Path, source: Path) -> bool:
