@@ -118,12 +118,13 @@ def main(
         if job.is_done:
             _say_once(f"already trained\n{_results(job)}")
             return 0
-        everyone = processes.join(local_rank, threads)
+        everyone, ending = processes.join(local_rank, threads), processes.Ending()
         stop = StopRequest()
         finished = _train(with_known_length(job, everyone), everyone, stop)
         processes.leave()
     _say_once(_results(job) if finished else f"stopped and saved; the same command goes on ({output})")
-    return 0 if finished else STOPPED
+    ending.code = 0 if finished else STOPPED
+    return ending.code
 
 
 class Outcome(enum.Enum):
