@@ -7,18 +7,18 @@ import json
 import os
 
 from tokenizer.command_line import run
-from training import model, train
-from training.batches import TrainingBatches
+from training import model, steps, train
 
 FAULTS = json.loads(os.environ["FAULTS"])
 now = {"factor": 1.0}
 
 
-def harmful(share):
-    def noted(self, consumed, size, rank, world_size):
-        met = [kind for kind in ("nan", "spike") if consumed in FAULTS.get(kind, ()) and rank == FAULTS["rank"]]
+def harmful(take_step):
+    def noted(engine, batches, processes, consumed, learning_rate):
+        mine = processes.rank == FAULTS["rank"]
+        met = [kind for kind in ("nan", "spike") if mine and consumed in FAULTS.get(kind, ())]
         now["factor"] = {"nan": float("nan"), "spike": 1e4}[met[0]] if met else 1.0
-        return share(self, consumed, size, rank, world_size)
+        return take_step(engine, batches, processes, consumed, learning_rate)
 
     return noted
 
@@ -37,7 +37,7 @@ def watched(build):
     return built
 
 
-TrainingBatches.share = harmful(TrainingBatches.share)
+steps.take_step = harmful(steps.take_step)
 model.build = watched(model.build)
 
 if __name__ == "__main__":

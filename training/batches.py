@@ -124,7 +124,7 @@ class TrainingBatches:
         fingerprint = stream.index.fingerprint(stream.split)
         self.order = TrainingOrder(self.windows, f"{seed}:{fingerprint}:{sequence_length}")
 
-    def numbers(self, consumed: int) -> Numbers:
+    def samples(self, consumed: int) -> Numbers:
         """Windows of the whole global batch that begins at sequence `consumed`."""
         return self.order(np.arange(consumed, consumed + self.sequences, dtype=np.uint64))
 

@@ -102,16 +102,16 @@ class Job:
             chain=chain or Chain(),
         )
 
-    def samples(self, step: int) -> Any:
+    def numbers(self, step: int) -> Any:
         """Numbers of the samples of a step, on whichever process."""
-        return self.training.numbers(self.plan.consumed(step))
+        return self.training.samples(self.plan.consumed(step))
 
     def last_checkpoint(self, processes: Processes) -> Checkpoint | None:
         """Where to go on from, checked; every process must call. ValueError if this run cannot."""
         last = self.checkpoints.newest_sound(processes) if self.begun else None
         if last is not None:
             last.refuse_other(self.checkpoint(last.step, processes))
-            last.chain.refuse_other(self.samples)
+            last.chain.refuse_other(self.numbers)
         return last
 
     def rewound(self, step: int, skipped: int, processes: Processes) -> "Job":

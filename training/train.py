@@ -200,7 +200,7 @@ def loop(
         steps.seed_step(recipe.seed, step, everyone.rank)
         guard.begin()
         mine = steps.take_step(engine, job.training, everyone, plan.consumed(step), rate)
-        chain = chain.after(job.samples(step))
+        chain = chain.after(job.numbers(step))
         written = job.checkpoints.written
         losses, stops, refused, done = everyone.total([mine, stop.came, guard.refused(engine), written])
         row = _row(job, engine, step, losses / everyone.world_size, rate, time.monotonic() - begun)

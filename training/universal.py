@@ -162,7 +162,7 @@ def _from_whole(source: Path, target: Path) -> None:
         torch.save({"param": state["module"][name].float().clone()}, folder / "fp32.pt")
         for key, value in moments[number].items():
             torch.save(value if key == "step" else {"param": value.clone()}, folder / f"{key}.pt")
-        step = moments[number]["step"]
+        step = moments[number].get("step", step)  # Muon counts none
     _write_settings(target, state, step)
 
 
