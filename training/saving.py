@@ -1,9 +1,9 @@
 """One checkpoint on its way to the disk: what DeepSpeed hands over is copied, and written while training goes on.
 
-DeepSpeed's own asynchronous writers (0.19.8) are of no use here: they start under its launcher alone, want libaio and a
-compiler, or share the tensors with another process so that the next update waits for it, flush nothing, and load with
-`torch.load`'s defaults, which refuse its own optimizer files. So DeepSpeed gathers the state as it always does, its
-engine of checkpoints is this one, and a thread writes copies, with DeepSpeed's usual engine and in its format.
+DeepSpeed's own asynchronous writers (0.19.8) are of no use here: they start under its launcher alone, want libaio and
+a compiler, or share the tensors with another process so that the next update waits for it, flush nothing, and load
+with `torch.load`'s defaults, which refuse its own optimizer files. So DeepSpeed gathers the state as it always does,
+its engine of checkpoints is this one, and a thread writes copies, with DeepSpeed's usual engine and in its format.
 """
 
 import logging
