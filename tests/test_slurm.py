@@ -70,7 +70,8 @@ def test_script_is_sound():
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "requeued"), [("75", "0", True), ("75", "1000", False), ("0", "0", False), ("1", "0", False)]
+    ("code", "restarts", "requeued"),
+    [("75", "0", True), ("138", "0", True), ("75", "1000", False), ("0", "0", False), ("1", "0", False)],
 )
 def test_job_queues_again_on_the_code_of_a_saved_run_alone(batch, tmp_path, code, restarts, requeued):
     job = batch(["--output", "a run"], CODE=code, PYTHON="task", SLURM_RESTART_COUNT=restarts)

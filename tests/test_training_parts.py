@@ -208,10 +208,13 @@ def test_only_complete_checkpoints_count(tmp_path):
         (tmp_path / f"step_{step:08d}").mkdir()
         write_durably(tmp_path / f"step_{step:08d}" / "complete.json", asdict(replace(CHECKPOINT, step=step)))
     (tmp_path / "step_00000060").mkdir()
+    (tmp_path / "step_00000070").mkdir()
+    (tmp_path / "step_00000070" / "complete.json").write_text('{"step": 7')
     (tmp_path / "step_00000080.partial").mkdir()
     assert checkpoints.latest_complete() == replace(CHECKPOINT, step=40)
     checkpoints.remove_incomplete()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000020", "step_00000040"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step_00000020", "step_00000040", "step_00000070"]
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,8 @@ class Checkpoints:
     def complete(self) -> list[Checkpoint]:
         """All complete checkpoints, oldest first."""
         markers = sorted(path for path in self.folder.glob(f"step_*/{MARKER}") if not path.parent.suffix)
-        return [Checkpoint.from_record(json.loads(path.read_text())) for path in markers]
+        found = [_read(path) for path in markers]
+        return [checkpoint for checkpoint in found if checkpoint is not None]
 
     def latest_complete(self) -> Checkpoint | None:
         """The newest checkpoint that was written whole, or None."""
@@ -283,6 +284,15 @@ class Checkpoints:
         target = self.folder / (checkpoint.name + UNIVERSAL)
         universal.convert(self.path(checkpoint), target, checkpoint.zero_stage, processes)
         return True
+
+
+def _read(marker: Path) -> Checkpoint | None:
+    """What a marker says; None where it cannot be read, which makes its checkpoint absent."""
+    try:
+        return Checkpoint.from_record(json.loads(marker.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be read: %s", marker, error)
+        return None
 
 
 def _remove(folder: Path) -> None:
