@@ -12,13 +12,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.checkpoint import Checkpoint, Checkpoints, write_durably
+from training.checkpoint import Checkpoint, Checkpoints, Retention
 from training.config import Batch, Model, Optimizer, Recipe, Schedule
+from training.durable import damage, describe, write_durably
 from training.engine import read_configuration
+from training.guard import Record
 from training.meter import Meter, clock, read_metrics, validation_figures
 from training.model import build, configuration, count_parameters, token_losses
 from training.optimizer import learning_rate, parameter_groups, progress
-from training.run_folder import Plan
+from training.run_folder import Plan, Rewind
+from training.sample_chain import RECOMPUTED_SAMPLES, Chain
+from training.saving import _copied
 
 ROOT = Path(__file__).parent.parent
 TINY = Model(hidden_size=32, layers=2, heads=2)
@@ -204,10 +208,13 @@ def test_only_complete_checkpoints_count(tmp_path):
         (tmp_path / f"step_{step:08d}").mkdir()
         write_durably(tmp_path / f"step_{step:08d}" / "complete.json", asdict(replace(CHECKPOINT, step=step)))
     (tmp_path / "step_00000060").mkdir()
+    (tmp_path / "step_00000070").mkdir()
+    (tmp_path / "step_00000070" / "complete.json").write_text('{"step": 7')
     (tmp_path / "step_00000080.partial").mkdir()
     assert checkpoints.latest_complete() == replace(CHECKPOINT, step=40)
     checkpoints.remove_incomplete()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000020", "step_00000040"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step_00000020", "step_00000040", "step_00000070"]
 
 
 @pytest.mark.parametrize(
@@ -215,10 +222,98 @@ def test_only_complete_checkpoints_count(tmp_path):
     [
         ({"data_fingerprint": "other"}, "was trained on data data in sequences of 32, this run has other"),
         ({"sequence_length": 64}, "this run has data in sequences of 64"),
-        ({"world_size": 4}, "was saved by 2 processes, this run has 4"),
-        ({"zero_stage": 3}, "saved at ZeRO stage 2 in fp32, this run has stage 3"),
+        ({"samples": 168}, "has seen 160 sequences, this run would have seen 168"),
+        ({"precision": "bf16"}, "saved in fp32, this run has bf16"),
     ],
 )
 def test_checkpoint_of_another_kind_is_refused(change, line):
     with pytest.raises(ValueError, match=line):
         CHECKPOINT.refuse_other(replace(CHECKPOINT, **change))
+
+
+def test_layouts_that_differ_need_a_conversion_and_whole_ones_do_not():
+    for change in ({"world_size": 4}, {"zero_stage": 3}, {"zero_stage": 0}):
+        assert not CHECKPOINT.same_layout(replace(CHECKPOINT, **change))
+    whole = replace(CHECKPOINT, zero_stage=0)
+    assert whole.same_layout(replace(whole, world_size=4))
+
+
+def test_checkpoint_returns_from_its_marker_and_from_one_without_guard_and_chain():
+    full = replace(CHECKPOINT, guard=Record(3, 1, (0.1, 0.2)), chain=Chain(20, "ab", ((0, ""), (10, "cd"))))
+    assert Checkpoint.from_record(json.loads(json.dumps(asdict(full) | {"files": {}}))) == full
+    bare = {name: value for name, value in asdict(CHECKPOINT).items() if name not in ("guard", "chain")}
+    assert Checkpoint.from_record(bare) == replace(CHECKPOINT, chain=Chain(20, "", ((20, ""),)))
+
+
+@given(
+    losses=st.lists(st.none() | st.floats(0, 9), min_size=1, max_size=30),
+    last=st.integers(1, 4),
+    best=st.booleans(),
+    every=st.integers(0, 5),
+)
+def test_retention_keeps_the_last_the_best_and_milestones(losses, last, best, every):
+    complete = [replace(CHECKPOINT, step=step, validation_loss=loss) for step, loss in enumerate(losses, 1)]
+    dropped = {checkpoint.step for checkpoint in Retention(last, best, every).dropped(complete)}
+    for step, loss in enumerate(losses, 1):
+        wanted = step > len(losses) - last or (every and step % every == 0)
+        if best and loss is not None and all(other is None or other >= loss for other in losses):
+            wanted = wanted or losses.index(loss) == step - 1
+        assert (step in dropped) != bool(wanted)
+
+
+def test_files_are_known_by_their_bytes(tmp_path):
+    path = tmp_path / "part"
+    path.write_bytes(b"weights" * 1000)
+    record = describe(path)
+    assert damage(path, record) is None
+    path.write_bytes(b"weightz" * 1000)
+    assert damage(path, record) == "has another checksum"
+    path.write_bytes(b"weights")
+    assert damage(path, record) == "has 7 of 7,000 bytes"
+    path.unlink()
+    assert damage(path, record) == "is missing"
+
+
+def test_chain_is_checked_against_the_recipe_from_its_marks():
+    import numpy as np
+
+    def samples(step, shift=0):
+        return np.arange(step, step + RECOMPUTED_SAMPLES // 4, dtype=np.uint64) + np.uint64(shift)
+
+    chain = Chain()
+    for step in range(1, 16):
+        chain = chain.after(samples(step))
+    assert [step for step, _ in chain.marks] == [8, 12]
+    chain.refuse_other(samples)
+    with pytest.raises(ValueError, match="the samples of steps 9 to 15 have digest"):
+        chain.refuse_other(lambda step: samples(step, shift=step == 10))
+    assert Chain.from_record(json.loads(json.dumps(asdict(chain)))) == chain
+
+
+def test_what_is_saved_in_the_background_is_a_copy_with_the_same_sharing():
+    import torch
+
+    flat = torch.arange(12.0)
+    state = {
+        "module": {"embedding": flat[:6].view(2, 3), "head": flat[:6].view(2, 3), "gain": flat[6:]},
+        "shapes": [{"embedding": torch.Size([2, 3])}],
+        "groups": [{"lr": 0.1, "params": (0, flat[8:])}],
+    }
+    copy = _copied(state, {})
+    flat += 1
+    assert copy["module"]["embedding"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert copy["module"]["head"] is copy["module"]["embedding"]
+    assert copy["groups"][0]["params"][1].tolist() == [8, 9, 10, 11]
+    assert isinstance(copy["shapes"][0]["embedding"], torch.Size)
+    copy["groups"][0]["lr"] = 0.2
+    assert state["groups"][0]["lr"] == 0.1
+
+
+def test_rewinds_leave_data_out_and_are_told():
+    sequences = PLAN.recipe.batch.sequences
+    plan = replace(PLAN, rewinds=(Rewind(7, 4, 2), Rewind(6, 4, 1), Rewind(20, 10, 3)))
+    consumed = [plan.consumed(step) // sequences for step in (1, 4, 5, 10, 11)]
+    assert consumed == [0, 3, 4 + 3 + 2, 9 + 3 + 2, 10 + 3 + 2 + 10]
+    assert plan.rewinds_told(4) == {}
+    assert plan.rewinds_told(5) == {"rewinds": 2, "steps_rewound": 5, "rewound_from": 6}
+    assert plan.rewinds_told(12) == {"rewinds": 3, "steps_rewound": 15}

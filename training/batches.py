@@ -124,6 +124,10 @@ class TrainingBatches:
         fingerprint = stream.index.fingerprint(stream.split)
         self.order = TrainingOrder(self.windows, f"{seed}:{fingerprint}:{sequence_length}")
 
+    def samples(self, consumed: int) -> Numbers:
+        """Windows of the whole global batch that begins at sequence `consumed`."""
+        return self.order(np.arange(consumed, consumed + self.sequences, dtype=np.uint64))
+
     def share(self, consumed: int, size: int, rank: int, world_size: int) -> Iterator["torch.Tensor"]:
         """A rank's part of the global batch that begins at sequence `consumed`: (size, T + 1) tokens at a time."""
         share = self.sequences // world_size

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizer.command_line import run as run_command_line
-from training.checkpoint import PARTIAL, Checkpoint, Checkpoints
+from training.checkpoint import Checkpoint, Checkpoints
+from training.durable import PARTIAL
 from training.meter import read_metrics
 from training.run_folder import Plan, RunFolder
 

@@ -37,7 +37,7 @@ class Meter:
         self._board: SummaryWriter = _writer(tensorboard, purge_step=step + 1)
         rows = [row for row in read_metrics(metrics) if row["step"] <= step]
         partial = metrics.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial.write_text("".join(_line(row) for row in rows))
         partial.replace(metrics)
         self._file: IO[str] = metrics.open("a")
         self._line_due = 0.0
@@ -46,7 +46,7 @@ class Meter:
 
     def record(self, row: Row) -> None:
         """Append the row of a step and show it."""
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(_line(row))
         self._file.flush()
         step = int(row["step"])
         for name, value in row.items():
@@ -91,14 +91,20 @@ class Meter:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl, without a last one that was cut off; empty where there is no file."""
+    """The rows of a metrics.jsonl, without a last one that was cut off, null as nan; empty where there is no file."""
     rows: list[Row] = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             break
+        rows.append({name: math.nan if value is None else value for name, value in row.items()})
     return rows
+
+
+def _line(row: Row) -> str:
+    """A row as strict JSON: a figure that is not finite, of a step that was skipped, is null."""
+    return json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()}) + "\n"
 
 
 def validation_figures(loss: float, tokens: int, text_bytes: int) -> Row:

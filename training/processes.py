@@ -1,14 +1,14 @@
 """The processes of a run: how they find each other, which device and precision each uses, what they agree on."""
 
+import atexit
 import contextlib
 import os
-import signal
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,6 +48,14 @@ class Processes:
         values = [value]
         torch.distributed.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """The `value` (anything small that pickles) of each process, by rank, on every process."""
+        import torch.distributed
+
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def wait(self) -> None:
         """Return when every process has come here."""
@@ -104,6 +112,23 @@ def leave() -> None:
     torch.distributed.destroy_process_group()
 
 
+class Ending:
+    """The exit code of a process that met others; when Python comes to its end, the process ends by it, at once.
+
+    Python and the libraries are not taken apart: a thread of gloo that lets go of a tensor meanwhile ends the process
+    with SIGABRT, after all was done and saved.
+    """
+
+    def __init__(self) -> None:
+        self.code = 1
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self.code)
+
+
 def _complete_rendezvous(local_rank: int) -> None:
     """Fill in what a lone process lacks; ValueError names what one of several lacks."""
     environment = os.environ
@@ -140,16 +165,3 @@ def first_speaks() -> Iterator[None]:
         if int(os.environ.get("RANK", "0")):
             time.sleep(FIRST_SPEAKS_SECONDS)
         raise
-
-
-class StopRequest:
-    """Whether SIGTERM or SIGINT came; the second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.came = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
-        signal.signal(number, signal.SIG_DFL)
