@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from tokenizer.command_line import run
 from training import engine as engines
 from training import processes, steps
-from training.config import Batch, Model, Optimizer, Recipe, Schedule
+from training.config import Batch, Compute, Model, Optimizer, Recipe, Schedule
+from training.model import read_pretrained
 from training.optimizer import learning_rate
+from training.zero_settings import read_configuration
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -37,6 +39,8 @@ def main(
     batch: Batch = DEFAULTS.batch,
     optimizer: Optimizer = DEFAULTS.optimizer,
     schedule: Schedule = DEFAULTS.schedule,
+    compute: Compute = DEFAULTS.compute,
+    from_pretrained: str = "",
     seed: int = DEFAULTS.seed,
     max_steps: int | None = None,
     train_minutes: float | None = None,
@@ -60,8 +64,11 @@ def main(
         output: folder of the run.
         model: shape of the transformer.
         batch: what one step sees.
-        optimizer: AdamW.
+        optimizer: AdamW, or Muon with it.
         schedule: learning rate over the run.
+        compute: precision, compilation, what is traded for memory.
+        from_pretrained: folder of a `transformers` model to go on from, instead of fresh weights; its tokenizer must be
+            that of the shards.
         seed: of weights, data order and dropout.
         max_steps: optimizer steps of the whole run; without it and train_minutes, one epoch.
         train_minutes: length of the run where max_steps is not given: steps are timed first, as many planned as fit,
@@ -82,16 +89,19 @@ def main(
     if int(os.environ.get("RANK", "0")):
         log.setLevel(logging.ERROR)  # the first process speaks for all
     with processes.first_speaks():
-        batch.micro_size(int(os.environ.get("WORLD_SIZE", "1")))
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        model = read_pretrained(from_pretrained, model, Path(shards)) if from_pretrained else model.read()
+        recipe = Recipe(model, batch, optimizer, schedule, seed, compute, from_pretrained)
+        configuration = read_configuration(deepspeed, recipe, world_size)
         job = prepare(
             shards=Path(shards),
             output=Path(output),
-            recipe=Recipe(model, batch, optimizer, schedule, seed),
+            recipe=recipe,
             length=Length(max_steps, train_minutes),
             intervals=Intervals(checkpoint_every, evaluate_every),
             keep_checkpoints=keep_checkpoints,
             evaluation_tokens=evaluation_tokens,
-            configuration=engines.read_configuration(deepspeed),
+            configuration=configuration,
             tokenizer=Path(tokenizer) if tokenizer else None,
             resume=resume == "auto",
             overwrite=overwrite,
@@ -99,7 +109,7 @@ def main(
         if job.is_done:
             _say_once(f"already trained\n{_results(job)}")
             return 0
-        everyone = processes.join(local_rank, threads)
+        everyone = processes.join(local_rank, threads, compute.precision)
         job = _with_known_length(job, everyone)
         finished = _train(job, everyone)
         processes.leave()
@@ -223,13 +233,13 @@ def _announce(job: "Job", engine: "DeepSpeedEngine", everyone: "Processes", step
     recipe, stream = job.plan.recipe, job.training.stream
     log.info(
         "%s of %s parameters; %s tokens of data; %d process%s on %s in %s, ZeRO stage %d",
-        recipe.model.architecture,
+        job.plan.model_config().model_type,
         f"{_parameters(job):,}",
         f"{len(stream):,}",
         everyone.world_size,
         "es" if everyone.world_size > 1 else "",
         everyone.device.type,
-        everyone.precision,
+        everyone.precision + (" and bf16" if everyone.autocast else ""),
         engine.zero_optimization_stage(),
     )
     log.info(
