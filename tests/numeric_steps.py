@@ -17,6 +17,7 @@ from training.model import configuration
 
 LENGTH, SEQUENCES, STEPS, VOCABULARY = 16, 8, 4, 50
 MODEL = Model(hidden_size=32, layers=2, heads=2)
+PLAIN = Compute()
 ADAMW = Optimizer(learning_rate=0.01)
 MUON = Optimizer(kind="muon", learning_rate=0.01, muon_learning_rate=0.05, weight_decay=0.1)
 
@@ -27,8 +28,7 @@ class Case:
 
     stage: int
     optimizer: Optimizer = ADAMW
-    compute: Compute = Compute()
-    zero: tuple = ()
+    compute: Compute = PLAIN
 
 
 CHUNKS = Compute(loss_chunk_tokens=5, checkpoint_activations=True)

@@ -44,7 +44,7 @@ def build(
     _refuse_what_is_missing(recipe, configuration)
     model = models.build(config, recipe.seed, recipe.from_pretrained)
     if compute.checkpoint_activations:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable()
     computes_losses(
         model,
         chunk_tokens=compute.loss_chunk_tokens,

@@ -1,7 +1,7 @@
 """Cross entropy as sums over labels, whole or in chunks of tokens, and a model that computes it in its forward pass.
 
-Sums, not means: a global batch is cut among processes and micro-batches, and only the sum of all, divided by the number
-of all labels, does not depend on the cut.
+Sums, not means: a global batch is cut among processes and micro-batches, and only the sum of all, divided by the
+number of all labels, does not depend on the cut.
 """
 
 import contextlib
@@ -39,8 +39,8 @@ def summed_losses(logits: torch.Tensor, labels: torch.Tensor, z_loss: float) -> 
 class ChunkedLosses(torch.autograd.Function):
     """`summed_losses` of hidden @ weight.T + bias, for some tokens at a time: no more logits than theirs ever exist.
 
-    The gradient is computed with the loss, chunk by chunk, and kept: as much arithmetic as at once. It costs the memory
-    of the hidden states and of one fp32 copy of the weight.
+    The gradient is computed with the loss, chunk by chunk, and kept: as much arithmetic as at once. It costs the
+    memory of the hidden states and of one fp32 copy of the weight.
     """
 
     @staticmethod

@@ -67,8 +67,8 @@ def main(
         optimizer: AdamW, or Muon with it.
         schedule: learning rate over the run.
         compute: precision, compilation, what is traded for memory.
-        from_pretrained: folder of a `transformers` model to go on from, instead of fresh weights; its tokenizer must be
-            that of the shards.
+        from_pretrained: folder of a `transformers` model to go on from, instead of fresh weights; its tokenizer must
+            be that of the shards.
         seed: of weights, data order and dropout.
         max_steps: optimizer steps of the whole run; without it and train_minutes, one epoch.
         train_minutes: length of the run where max_steps is not given: steps are timed first, as many planned as fit,

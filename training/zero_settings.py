@@ -41,7 +41,7 @@ log = logging.getLogger("train")
 
 
 def read_configuration(path: str, recipe: Recipe, world_size: int) -> dict[str, Any]:
-    """A DeepSpeed configuration file, without what the run's own settings decide. ValueError says what contradicts them.
+    """A DeepSpeed configuration file, without what the run's settings decide; ValueError says what contradicts them.
 
     Values "auto", as `transformers` knows them, are left to the run.
     """
