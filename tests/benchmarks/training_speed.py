@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from corpus import BENCH, HERE
 from table import Line, at_least, at_most
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from tokenizer.encode import END_OF_TEXT, TOKENIZER_FILE, Encoder
 from tokenizer.shards import ShardIndex, ShardWriter
@@ -26,7 +26,7 @@ from training.model import configuration, count_parameters
 
 ROOT = HERE.parents[1]
 WORK = BENCH / "training"
-ACCELERATE = "accelerate==1.12.0"  # which Trainer needs and the project does not
+ACCELERATE = "accelerate==1.15.0"  # which Trainer needs and the project does not
 ROUNDS, TOKENS = 3, 3_000_000
 BARE_BAR, TRAINER_BAR, BEST_BAR = 0.95, 1.0, 1.5
 MFU_BARS, WAIT_BAR, PEAK_FLOPS = {"124M": 0.45, "1.5B": 0.50}, 0.005, 989e12
@@ -202,9 +202,18 @@ def _shards(vocab_size: int) -> Path:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "tokenizer").mkdir(parents=True)
-    vocabulary = {END_OF_TEXT: 0} | {f"w{number}": number for number in range(1, vocab_size)}
-    Tokenizer(models.WordLevel(vocabulary, unk_token=END_OF_TEXT)).save(str(folder / "tokenizer" / TOKENIZER_FILE))
-    encoder, draw = Encoder(folder / "tokenizer"), np.random.default_rng(0)
+    draw = np.random.default_rng(0)
+    letters = draw.integers(ord("a"), ord("z") + 1, (vocab_size, 8), np.uint8)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((word.tobytes().decode() for word in letters), trainer)
+    tokenizer.save(str(folder / "tokenizer" / TOKENIZER_FILE))
+    encoder = Encoder(folder / "tokenizer")
+    assert encoder.vocab_size == vocab_size, encoder.vocab_size
     with (folder / "train-0.arrow").open("wb") as file:
         writer = ShardWriter(file, encoder.vocab_size)
         for _ in range(TOKENS // 1000):
