@@ -61,11 +61,23 @@ def build(model: "torch.nn.Module", settings: Optimizer) -> "torch.optim.Optimiz
         return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True, **adam)
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
+    if not torch.cuda.is_available():
+        _muon_without_compiler()
     for group in groups:
         for parameter in group["params"]:
             parameter.use_muon = group["use_muon"]
         group |= {"momentum": settings.muon_momentum} if group["use_muon"] else adam
     return MuonWithAuxAdam(groups)  # type: ignore[no-any-return]
+
+
+def _muon_without_compiler() -> None:
+    """Take torch.compile off DeepSpeed's Muon: on CPUs it would need a C++ compiler and minutes at the first step."""
+    from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
+
+    for name in ("zeropower_via_newtonschulz5", "zeropower_via_gram_newtonschulz", "muon_update"):
+        compiled = getattr(original_muon, name)
+        setattr(original_muon, name, getattr(compiled, "_torchdynamo_orig_callable", compiled))
+    muon_optimizer.muon_update = original_muon.muon_update
 
 
 def progress(step: int, planned: Planned) -> float:

@@ -106,7 +106,7 @@ def _refuse_batch(record: dict[str, Any], recipe: Recipe, world_size: int) -> No
         "gradient_accumulation_steps": (accumulation, "--batch.sequences and --batch.sequences_per_device"),
         "gradient_clipping": (recipe.optimizer.gradient_clipping, "--optimizer.gradient_clipping"),
     }
-    theirs = [record.get(key) for key in tuple(ours)[:3]]
+    theirs: list[Any] = [record.get(key) for key in tuple(ours)[:3]]
     if None not in theirs and theirs[0] != theirs[1] * theirs[2] * world_size:
         whole, part, steps = theirs
         raise ValueError(
