@@ -54,7 +54,7 @@ def build(model: "torch.nn.Module", settings: Optimizer) -> "torch.optim.Optimiz
     import torch
 
     groups = parameter_groups(model, settings)
-    adam = {"betas": (settings.beta1, settings.beta2), "eps": settings.epsilon}
+    adam: dict[str, Any] = {"betas": (settings.beta1, settings.beta2), "eps": settings.epsilon}
     if settings.kind == "adamw":
         for group in groups:
             del group["use_muon"]
