@@ -40,7 +40,8 @@ def _embeddings_and_head(model: "torch.nn.Module") -> set[int]:
     import torch
 
     modules = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find_head: Any = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head else None
     return {id(parameter) for module in [*modules, *([head] if head else [])] for parameter in module.parameters()}
 
 
