@@ -88,7 +88,8 @@ def held_out_loss(model, shards, max_tokens):
 
     batches = EvaluationBatches(TokenStream(shards, "validation"), sequence_length=32, max_tokens=max_tokens)
     with torch.no_grad():
-        windows = [model(input_ids=rows, labels=rows).loss.item() for rows, _ in batches.share(1, 0, 1)]
+        rows = (torch.cat([batch["input_ids"], batch["labels"][:, -1:]], dim=1) for batch in batches.share(1, 0, 1))
+        windows = [model(input_ids=row, labels=row).loss.item() for row in rows]
     return sum(windows) / len(windows)
 
 

@@ -18,6 +18,8 @@ from tokenizer.shards import TokenStream
 if TYPE_CHECKING:
     import torch
 
+    MicroBatch = dict[str, torch.Tensor]
+
 Numbers = NDArray[np.uint64]
 ROUNDS = 6
 
@@ -91,6 +93,11 @@ def count_windows(tokens: int, sequence_length: int) -> int:
     return (tokens - 1) // sequence_length
 
 
+def micro_batch(rows: "torch.Tensor") -> "MicroBatch":
+    """Inputs and labels (B, T) of rows of T + 1 tokens: labels are already shifted."""
+    return {"input_ids": rows[:, :-1], "labels": rows[:, 1:]}
+
+
 def read_windows(stream: TokenStream, windows: Numbers, sequence_length: int) -> "torch.Tensor":
     """Tokens of the given windows: int64 tensor (windows, sequence_length + 1); labels are inputs shifted by one."""
     import torch
@@ -128,15 +135,15 @@ class TrainingBatches:
         """Windows of the whole global batch that begins at sequence `consumed`."""
         return self.order(np.arange(consumed, consumed + self.sequences, dtype=np.uint64))
 
-    def share(self, consumed: int, size: int, rank: int, world_size: int) -> Iterator["torch.Tensor"]:
-        """A rank's part of the global batch that begins at sequence `consumed`: (size, T + 1) tokens at a time."""
+    def share(self, consumed: int, size: int, rank: int, world_size: int) -> Iterator["MicroBatch"]:
+        """A rank's part of the global batch that begins at sequence `consumed`, `size` sequences at a time."""
         share = self.sequences // world_size
         assert share * world_size == self.sequences, (self.sequences, world_size)
         assert share % size == 0, (share, size)
         begin = consumed + rank * share
         for first in range(begin, begin + share, size):
             numbers = np.arange(first, first + size, dtype=np.uint64)
-            yield read_windows(self.stream, self.order(numbers), self.sequence_length)
+            yield micro_batch(read_windows(self.stream, self.order(numbers), self.sequence_length))
 
 
 class EvaluationBatches:
@@ -158,8 +165,8 @@ class EvaluationBatches:
         windows = count_windows(len(stream), self.sequence_length)
         self.count = min(windows, max(1, max_tokens // self.sequence_length))
 
-    def share(self, size: int, rank: int, world_size: int) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
-        """A rank's batches: tokens (size, T + 1), and a mask (size,) that is false for rows that only fill a batch.
+    def share(self, size: int, rank: int, world_size: int) -> Iterator["MicroBatch"]:
+        """A rank's micro-batches of `size` rows; those that only fill one have no labels (-100).
 
         Every rank gets equally many, because a sharded model is gathered by all ranks at once; where the windows do
         not divide evenly, repeated ones fill up.
@@ -169,7 +176,9 @@ class EvaluationBatches:
         for first in range(rank * size, self._padded(size * world_size), size * world_size):
             numbers = np.arange(first, first + size, dtype=np.uint64)
             windows = numbers % np.uint64(self.count)
-            yield read_windows(self.stream, windows, self.sequence_length), torch.from_numpy(numbers < self.count)
+            batch = micro_batch(read_windows(self.stream, windows, self.sequence_length))
+            batch["labels"] = batch["labels"].masked_fill(torch.from_numpy(numbers >= self.count)[:, None], -100)
+            yield batch
 
     def _padded(self, together: int) -> int:
         return -(-self.count // together) * together

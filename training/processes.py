@@ -20,12 +20,17 @@ FIRST_SPEAKS_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of the run; `precision` is fp32 on CPUs, bf16 on GPUs."""
+    """This process among all of the run.
+
+    `precision` is that of the weights: fp32, bf16 or fp16. `autocast` says that the weights are fp32 and matrix
+    products are computed in bf16 all the same.
+    """
 
     rank: int
     world_size: int
     device: "torch.device"
     precision: str
+    autocast: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -64,7 +69,7 @@ class Processes:
         comm.barrier()
 
 
-def join(local_rank: int, threads: int) -> Processes:
+def join(local_rank: int, threads: int, precision: str = "auto") -> Processes:
     """Meet the other processes. Works under `deepspeed`, under torchrun, with RENDEZVOUS set, and alone.
 
     No compiler is needed: DeepSpeed's shared-memory collectives, which it would build here, are left to gloo.
@@ -72,11 +77,14 @@ def join(local_rank: int, threads: int) -> Processes:
     Args:
         local_rank: as the launcher passes it; -1 = from the environment.
         threads: of torch on CPUs, a process; 0 = OMP_NUM_THREADS, else cores divided by local processes.
+        precision: as of `config.Compute`.
     """
     _complete_rendezvous(local_rank)
     import torch
 
     on_gpu = torch.cuda.is_available()
+    if precision == "fp16" and not on_gpu:
+        raise ValueError("compute.precision fp16 needs GPUs, and there are none; use bf16 or fp32")
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(threads or _threads())
@@ -91,8 +99,10 @@ def join(local_rank: int, threads: int) -> Processes:
     if on_gpu:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    precision = "bf16" if on_gpu else "fp32"
-    return Processes(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device, precision)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if not on_gpu:
+        return Processes(rank, world_size, device, "fp32", autocast=precision == "bf16")
+    return Processes(rank, world_size, device, "bf16" if precision == "auto" else precision)
 
 
 def _quieten() -> None:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from tokenizer.command_line import run
 from training import engine as engines
 from training import processes, steps
-from training.config import Batch, Model, Optimizer, Recipe, Schedule
+from training.config import Batch, Compute, Model, Optimizer, Recipe, Schedule
 from training.guard import Guard, OnNan, Record, Tolerance
+from training.model import read_pretrained
 from training.optimizer import learning_rate
 from training.run_length import replanned, with_known_length
 from training.sample_chain import Chain
 from training.stopping import STOPPED, StopRequest
+from training.zero_settings import read_configuration
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -38,6 +40,8 @@ def main(
     batch: Batch = DEFAULTS.batch,
     optimizer: Optimizer = DEFAULTS.optimizer,
     schedule: Schedule = DEFAULTS.schedule,
+    compute: Compute = DEFAULTS.compute,
+    from_pretrained: str = "",
     seed: int = DEFAULTS.seed,
     max_steps: int | None = None,
     train_minutes: float | None = None,
@@ -68,8 +72,11 @@ def main(
         output: folder of the run.
         model: shape of the transformer.
         batch: what one step sees.
-        optimizer: AdamW.
+        optimizer: AdamW, or Muon with it.
         schedule: learning rate over the run.
+        compute: precision, compilation, what is traded for memory.
+        from_pretrained: folder of a `transformers` model to go on from, instead of fresh weights; its tokenizer must
+            be that of the shards.
         seed: of weights, data order and dropout.
         max_steps: optimizer steps of the whole run; without it and train_minutes, one epoch.
         train_minutes: length of the run where max_steps is not given: steps are timed first, as many planned as fit,
@@ -99,18 +106,21 @@ def main(
     if int(os.environ.get("RANK", "0")):
         log.setLevel(logging.ERROR)  # the first process speaks for all
     with processes.first_speaks():
-        batch.micro_size(int(os.environ.get("WORLD_SIZE", "1")))
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        model = read_pretrained(from_pretrained, model, Path(shards)) if from_pretrained else model.read()
+        recipe = Recipe(model, batch, optimizer, schedule, seed, compute, from_pretrained)
+        configuration = read_configuration(deepspeed, recipe, world_size)
         job = prepare(
             shards=Path(shards),
             output=Path(output),
-            recipe=Recipe(model, batch, optimizer, schedule, seed),
+            recipe=recipe,
             length=Length(max_steps, train_minutes),
             intervals=Intervals(checkpoint_every, evaluate_every),
             retention=Retention(keep_checkpoints, keep_best, keep_every),
             save_in_background=save_in_background,
             tolerance=Tolerance(on_nan, bad_steps, spike_factor),
             evaluation_tokens=evaluation_tokens,
-            configuration=engines.read_configuration(deepspeed),
+            configuration=configuration,
             tokenizer=Path(tokenizer) if tokenizer else None,
             resume=resume == "auto",
             overwrite=overwrite,
@@ -118,7 +128,7 @@ def main(
         if job.is_done:
             _say_once(f"already trained\n{_results(job)}")
             return 0
-        everyone, ending = processes.join(local_rank, threads), processes.Ending()
+        everyone, ending = processes.join(local_rank, threads, compute.precision), processes.Ending()
         stop = StopRequest()
         finished = _train(with_known_length(job, everyone), everyone, stop)
         processes.leave()
@@ -263,13 +273,13 @@ def _announce(job: "Job", engine: "DeepSpeedEngine", everyone: "Processes", step
     recipe, stream = job.plan.recipe, job.training.stream
     log.info(
         "%s of %s parameters; %s tokens of data; %d process%s on %s in %s, ZeRO stage %d",
-        recipe.model.architecture,
+        job.plan.model_config().model_type,
         f"{_parameters(job):,}",
         f"{len(stream):,}",
         everyone.world_size,
         "es" if everyone.world_size > 1 else "",
         everyone.device.type,
-        everyone.precision,
+        everyone.precision + (" and bf16" if everyone.autocast else ""),
         engine.zero_optimization_stage(),
     )
     log.info(

@@ -67,7 +67,7 @@ def training_order(folder: Path) -> float:
 
     def read(first: int) -> int:
         shares = (batches.share((first + step) * SEQUENCES, SEQUENCES_AT_ONCE, 0, 1) for step in range(BATCHES))
-        return sum(rows.shape[0] * SEQUENCE_LENGTH for share in shares for rows in share)
+        return sum(batch["input_ids"].numel() for share in shares for batch in share)
 
     read(0)
     begin = time.perf_counter()

@@ -15,6 +15,7 @@ import corpus
 import numpy as np
 import pyarrow as pa
 import token_layer
+import training_speed
 
 sys.path.append(str(Path(__file__).parents[1]))  # for tests/oracles.py
 
@@ -132,6 +133,11 @@ def reading() -> Iterator[Line]:
     yield at_most("reading", what, found["touched_bytes"], SHARD_BAR_BYTES, "{:,.0f}")
 
 
+def training() -> Iterator[Line]:
+    """Tokens a second of training, beside a bare loop and Trainer."""
+    return training_speed.training_lines()
+
+
 @cache
 def _truth() -> tuple[Truth, int]:
     """All similar pairs of the accuracy corpus, and how many of them brute force has confirmed."""
@@ -180,7 +186,9 @@ def _finished(name: str, lines: Iterator[Line]) -> Iterator[Line]:
 
 
 def main() -> int:
-    parts = {part.__name__: part for part in (accuracy, peers, speed, growth, memory, encoding, shards, reading)}
+    parts = {
+        part.__name__: part for part in (accuracy, peers, speed, growth, memory, encoding, shards, reading, training)
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="the parts to run")
     chosen = parser.parse_args().only
