@@ -55,10 +55,11 @@ def build(config: "PretrainedConfig", seed: int) -> "PreTrainedModel":
     Each process holds the whole model for a moment, before DeepSpeed shards it.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from training.objectives import model_class
 
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = model_class(config).from_config(config, dtype=torch.float32)
     model.config.use_cache = False
     return model
 
@@ -68,10 +69,11 @@ def count_parameters(model: "torch.nn.Module") -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def token_losses(model: "torch.nn.Module", tokens: "torch.Tensor") -> "torch.Tensor":
-    """Cross entropy in nats (B, T), fp32, of predicting tokens[:, 1:] (B, T + 1) from what precedes each."""
+def token_losses(model: "torch.nn.Module", batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
+    """Cross entropy in nats, fp32, of each label of a micro-batch that is not -100 (labels,)."""
     from torch.nn import functional
 
-    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-    flat = functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
-    return flat.view(tokens.shape[0], -1)
+    inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}
+    labels = inputs.pop("labels").flatten()
+    logits = model(**inputs).logits.flatten(0, 1)
+    return functional.cross_entropy(logits[labels != -100].float(), labels[labels != -100], reduction="none")

@@ -11,8 +11,9 @@ from training.model import token_losses
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-    from training.batches import EvaluationBatches, TrainingBatches
+    from training.batches import EvaluationBatches
     from training.processes import Processes
+    from training.read_ahead import ReadAhead
 
 PROBE_WARMUP_STEPS, PROBE_STEPS = 2, 4
 
@@ -29,7 +30,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def take_step(
-    engine: "DeepSpeedEngine", batches: "TrainingBatches", processes: "Processes", consumed: int, learning_rate: float
+    engine: "DeepSpeedEngine", batches: "ReadAhead", processes: "Processes", consumed: int, learning_rate: float
 ) -> float:
     """One optimizer step on the global batch that begins at sequence `consumed`.
 
@@ -43,8 +44,8 @@ def take_step(
     total = torch.zeros((), device=engine.device)
     accumulation = engine.gradient_accumulation_steps()
     size = engine.train_micro_batch_size_per_gpu()
-    for tokens in batches.share(consumed, size, processes.rank, processes.world_size):
-        loss = token_losses(engine, tokens.to(engine.device)).mean()
+    for batch in batches.share(consumed, size, processes.rank, processes.world_size):
+        loss = token_losses(engine, batch).mean()
         engine.backward(loss)
         engine.step()
         total += loss.detach() / accumulation
@@ -60,10 +61,10 @@ def evaluate(engine: "DeepSpeedEngine", batches: "EvaluationBatches", processes:
     engine.eval()
     with torch.no_grad():
         size = engine.train_micro_batch_size_per_gpu()
-        for tokens, real in batches.share(size, processes.rank, processes.world_size):
-            losses = token_losses(engine, tokens.to(engine.device))
-            nats += losses[real.to(engine.device)].double().sum()
-            tokens_read += int(real.sum()) * losses.shape[1]
+        for batch in batches.share(size, processes.rank, processes.world_size):
+            losses = token_losses(engine, batch)
+            nats += losses.double().sum()
+            tokens_read += len(losses)
     engine.train()
     total, count = processes.total([float(nats), tokens_read])
     stream = batches.stream
@@ -72,7 +73,7 @@ def evaluate(engine: "DeepSpeedEngine", batches: "EvaluationBatches", processes:
 
 
 def seconds_per_step(
-    engine: "DeepSpeedEngine", batches: "TrainingBatches", processes: "Processes", budget_seconds: float
+    engine: "DeepSpeedEngine", batches: "ReadAhead", processes: "Processes", budget_seconds: float
 ) -> float:
     """Mean seconds of an optimizer step, the same number on every process.
 

@@ -1,5 +1,6 @@
 """Shards -> a trained model: `deepspeed training/train.py --config FILE.yaml --shards SHARDS --output RUN`."""
 
+import contextlib
 import logging
 import math
 import os
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tokenizer.command_line import run
 from training import engine as engines
 from training import processes, steps
-from training.config import Batch, Model, Optimizer, Recipe, Schedule
+from training.config import Attention, Batch, Data, Model, Objective, Optimizer, Recipe, Schedule
 from training.optimizer import learning_rate
 
 if TYPE_CHECKING:
@@ -31,13 +32,17 @@ log = logging.getLogger("train")
 
 def main(
     *,
-    shards: str,
+    shards: list[str],
     output: str,
     model: Model = DEFAULTS.model,
     batch: Batch = DEFAULTS.batch,
     optimizer: Optimizer = DEFAULTS.optimizer,
     schedule: Schedule = DEFAULTS.schedule,
     seed: int = DEFAULTS.seed,
+    data: Data = DEFAULTS.data,
+    objective: Objective = DEFAULTS.objective,
+    attention: Attention = DEFAULTS.attention,
+    verify: bool = False,
     max_steps: int | None = None,
     train_minutes: float | None = None,
     checkpoint_every: int = 500,
@@ -56,13 +61,17 @@ def main(
     A run goes on from its last checkpoint when the same command is given again; a finished one is left as it is.
 
     Args:
-        shards: folder that write_shards wrote.
+        shards: folders that write_shards wrote, with one tokenizer.
         output: folder of the run.
         model: shape of the transformer.
         batch: what one step sees.
         optimizer: AdamW.
         schedule: learning rate over the run.
         seed: of weights, data order and dropout.
+        data: weights of several folders, how far they are shuffled, sequence-length warm-up.
+        objective: what is predicted.
+        attention: sequence = across the borders of documents; document = it and positions begin anew at each.
+        verify: hash all shards before the first step; else each is hashed when it is first read.
         max_steps: optimizer steps of the whole run; without it and train_minutes, one epoch.
         train_minutes: length of the run where max_steps is not given: steps are timed first, as many planned as fit,
             and their number revised at checkpoints; evaluations and checkpoints come on top.
@@ -78,15 +87,16 @@ def main(
         overwrite: begin anew, whatever run `output` holds.
     """
     from training.job import Intervals, Length, prepare
+    from training.sources import Storage
 
     if int(os.environ.get("RANK", "0")):
         log.setLevel(logging.ERROR)  # the first process speaks for all
     with processes.first_speaks():
         batch.micro_size(int(os.environ.get("WORLD_SIZE", "1")))
         job = prepare(
-            shards=Path(shards),
+            storage=Storage(shards, verify=verify),
             output=Path(output),
-            recipe=Recipe(model, batch, optimizer, schedule, seed),
+            recipe=Recipe(model, batch, optimizer, schedule, seed, data, objective, attention),
             length=Length(max_steps, train_minutes),
             intervals=Intervals(checkpoint_every, evaluate_every),
             keep_checkpoints=keep_checkpoints,
@@ -125,7 +135,9 @@ def _train(job: "Job", everyone: "Processes") -> bool:
     meter = None
     if everyone.is_first:
         meter = Meter(job.folder.metrics, job.folder.tensorboard, step=step, max_steps=job.plan.max_steps)
-    finished = loop(job, engine, everyone, meter, processes.StopRequest(), step)
+    job.fit(engine.module)
+    with contextlib.closing(job.training):
+        finished = loop(job, engine, everyone, meter, processes.StopRequest(), step)
     if finished and everyone.is_first:
         _finish(job)
     everyone.wait()
@@ -195,7 +207,8 @@ def _row(job: "Job", engine: "DeepSpeedEngine", step: int, loss: float, rate: fl
         "learning_rate": rate,
         "seconds": round(seconds, 4),
         "epoch": round(step * recipe.batch.sequences / job.training.windows, 6),
-    }
+        "data_wait_seconds": round(job.training.take_wait(), 4),
+    } | job.training.epochs(step * recipe.batch.sequences)
     return row if norm is None else row | {"gradient_norm": float(norm)}
 
 
@@ -212,6 +225,7 @@ def _with_known_length(job: "Job", everyone: "Processes") -> "Job":
     if everyone.is_first:
         log.info("timing steps for %.0f s, to plan %.0f s of training", probe_seconds, job.length.budget_seconds)
     engine = engines.build(job.plan.recipe, job.plan.model_config(), job.configuration, everyone)
+    job.fit(engine.module)
     seconds = steps.seconds_per_step(engine, job.training, everyone, probe_seconds)
     engine.destroy()
     return replace(job, plan=job.plan.ending(0, max(1, round(job.length.budget_seconds / seconds))))
@@ -220,12 +234,12 @@ def _with_known_length(job: "Job", everyone: "Processes") -> "Job":
 def _announce(job: "Job", engine: "DeepSpeedEngine", everyone: "Processes", step: int) -> None:
     if not everyone.is_first:
         return
-    recipe, stream = job.plan.recipe, job.training.stream
+    recipe = job.plan.recipe
     log.info(
         "%s of %s parameters; %s tokens of data; %d process%s on %s in %s, ZeRO stage %d",
         recipe.model.architecture,
         f"{_parameters(job):,}",
-        f"{len(stream):,}",
+        f"{job.training.tokens:,}",
         everyone.world_size,
         "es" if everyone.world_size > 1 else "",
         everyone.device.type,
