@@ -41,13 +41,14 @@ def first_rows(batches, consumed=0):
 
 
 @given(size=st.integers(1, 3000), key=st.text(max_size=8))
+@settings(deadline=None, max_examples=50)
 def test_permutation_visits_every_entry_once(size, key):
     entries = Permutation(size, key)(np.arange(size, dtype=np.uint64))
     assert sorted(entries.tolist()) == list(range(size))
 
 
 @given(size=st.integers(1, 1 << 62), data=st.data())
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 def test_permutation_of_a_large_domain_stays_inside_and_repeats_nothing(size, data):
     positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=50, unique=True))
     entries = Permutation(size, "key")(np.array(positions, np.uint64))
@@ -56,6 +57,7 @@ def test_permutation_of_a_large_domain_stays_inside_and_repeats_nothing(size, da
 
 
 @given(size=st.integers(1, 500), positions=st.lists(st.integers(0, 10**9), min_size=1, max_size=20))
+@settings(deadline=None)
 def test_order_does_not_depend_on_how_it_is_asked(size, positions):
     order = TrainingOrder(size, "run")
     together = order(np.array(positions, np.uint64)).tolist()

@@ -46,8 +46,9 @@ def test_loss_is_that_of_transformers_and_weights_come_from_the_seed(architectur
     import torch
 
     model, tokens = tiny(architecture), torch.arange(34).view(2, 17)
-    assert token_losses(model, tokens).shape == (2, 16)
-    assert token_losses(model, tokens).mean().item() == pytest.approx(
+    batch = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:]}
+    assert token_losses(model, batch).shape == (32,)
+    assert token_losses(model, batch).mean().item() == pytest.approx(
         model(tokens, labels=tokens).loss.item(), abs=1e-5
     )
     same, other = tiny(architecture), tiny(architecture, seed=1)

@@ -1,9 +1,10 @@
-"""Fill-in-the-middle: documents cut in three at any character, with the middle moved to the end (Bavarian et al. 2022).
+"""Fill-in-the-middle: documents cut in three at any character, the middle moved to the end (Bavarian et al. 2022).
 
-The cut is exact: the text of a document is cut between two characters and each part encoded alone, as a prompt will be.
-So a model sees in training what it is asked for: prefixes that end, and middles that begin, inside of a word or token.
+The cut is exact: the text of a document is cut between two characters and each part encoded alone, as a prompt will
+be. So a model sees in training what it is asked for: prefixes that end, and middles that begin, inside of a word.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class FillInTheMiddle:
         if not texts:
             return []
         ids, bounds = self.encoder.encode_batch(pa.array(texts, pa.large_string()))
-        return [ids[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [ids[begin:end] for begin, end in pairwise(bounds)]
 
     def _arranged(
         self, prefix: NDArray[Any], middle: NDArray[Any], suffix: NDArray[Any], tokens: int, suffix_first: bool

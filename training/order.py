@@ -109,8 +109,8 @@ class TrainingOrder:
 class Mixture:
     """Sequence number -> (source, sequence number within that source), in closed form.
 
-    Every BLOCK sequences hold each source as often as its weight asks (largest remainder), permuted by a key; so the
-    sources' own sequence numbers go up block by block and none is left out.
+    Every BLOCK sequences hold each source as often as its weight asks (largest remainder), at places permuted by a
+    key; the sources' own sequence numbers go up one by one. A block costs some 0.3 ms, whatever the number.
 
     Args:
         weights: one a source, above 0; only their proportions count.
@@ -129,12 +129,20 @@ class Mixture:
         if len(self.quotas) == 1:
             return np.zeros_like(numbers), numbers
         blocks, places = np.divmod(numbers, np.uint64(self.BLOCK))
+        sources, own = np.empty_like(numbers), np.empty_like(numbers)
         for block in np.unique(blocks).tolist():
             here = blocks == block
-            places[here] = Permutation(self.BLOCK, f"{self.identity}:block:{block}")(places[here])
-        sources = np.searchsorted(self._ends, places, side="right").astype(np.uint64)
-        shares = np.array(self.quotas, np.uint64)[sources]
-        return sources, blocks * shares + places - (self._ends[sources] - shares)
+            found, ranks = self._block(block)
+            sources[here] = found[places[here]]
+            own[here] = np.array(self.quotas, np.uint64)[sources[here]] * np.uint64(block) + ranks[places[here]]
+        return sources, own
+
+    def _block(self, block: int) -> tuple[Numbers, Numbers]:
+        """Source of each place of a block, and how many places before it are of the same source."""
+        places = Permutation(self.BLOCK, f"{self.identity}:block:{block}")(np.arange(self.BLOCK, dtype=np.uint64))
+        sources, ranks = np.searchsorted(self._ends, places, side="right"), np.empty_like(places)
+        ranks[np.argsort(sources, kind="stable")] = np.concatenate([np.arange(quota) for quota in self.quotas])
+        return sources.astype(np.uint64), ranks
 
     def taken(self, consumed: int) -> list[int]:
         """Sequences of each source among the first `consumed`."""
