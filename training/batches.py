@@ -158,6 +158,9 @@ class TrainingBatches:
             while len(self._blocks) >= ORDER_BLOCKS:
                 del self._blocks[next(iter(self._blocks))]
             self._blocks[block] = found
+            if self.sources.is_remote:  # a group ahead, of which this many windows name nearly all shards
+                ahead = (block + 1) * ORDER_BLOCK + self.sources.group
+                self.sources.expect(np.arange(ahead, ahead + ORDER_BLOCK, dtype=np.uint64))
         return found
 
 

@@ -55,18 +55,38 @@ class Storage:
 
     Args:
         places: as the user names them.
-        verify: hash all shards when they are opened; else each when it is first read.
+        verify: hash all shards when they are opened; else each when it is first read. Remote ones are hashed whenever
+            they are copied.
+        cache: folder for copies of remote shards.
+        cache_bytes: bound on the copies, of all remote folders together.
     """
 
-    def __init__(self, places: list[str], *, verify: bool = False) -> None:
-        self.folders, self.verify = [Path(place) for place in places], verify
+    def __init__(
+        self, places: list[str], *, verify: bool = False, cache: Path | None = None, cache_bytes: int = 64 << 30
+    ) -> None:
+        from training.remote import Cache, is_remote
+
         if not places:
             raise ValueError("shards is empty; name the folder that write_shards wrote")
+        remote = [place for place in places if is_remote(place)]
+        self.verify, self._caches = verify, dict[str, Cache]()
+        for place in remote:
+            assert cache is not None
+            self._caches[place] = Cache(place, cache, cache_bytes // len(remote))
+        self.places = places
+        self.folders = [self._caches[place].folder if place in self._caches else Path(place) for place in places]
 
     def streams(self, split: str, *, first: bool = False) -> list[TokenStream]:
         """A split of every folder, or of the first alone."""
-        folders = self.folders[:1] if first else self.folders
-        return [CheckedStream(folder, split, verify=self.verify) for folder in folders]
+        from training.remote import RemoteStream
+
+        found: list[TokenStream] = []
+        for place, folder in zip(self.places[: 1 if first else None], self.folders, strict=False):
+            if place in self._caches:
+                found.append(RemoteStream(self._caches[place], split))
+            else:
+                found.append(CheckedStream(folder, split, verify=self.verify))
+        return found
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,7 @@ class Sources:
     ) -> None:
         self.sequence_length = sequence_length
         self.fingerprint = _fingerprint(streams)
-        group = -(-shuffle_tokens // sequence_length)
+        group = self.group = -(-shuffle_tokens // sequence_length)
         self.all = [self._source(stream, seed, group) for stream in streams]
         if weights and len(weights) != len(streams):
             raise ValueError(f"data.weights {weights} are {len(weights)} for {len(streams)} folders of --shards")
@@ -125,6 +145,22 @@ class Sources:
             if here.any():
                 windows[here] = source.order(own[here])
         return sources, windows
+
+    def expect(self, numbers: Numbers) -> None:
+        """Let remote sources copy what the sequences `numbers` will read."""
+        from training.remote import RemoteStream
+
+        sources, windows = self(numbers)
+        for number, source in enumerate(self.all):
+            if isinstance(source.stream, RemoteStream) and (sources == number).any():
+                source.stream.expect(windows[sources == number] * np.uint64(self.sequence_length))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any source is."""
+        from training.remote import RemoteStream
+
+        return any(isinstance(source.stream, RemoteStream) for source in self.all)
 
     def epochs(self, consumed: int) -> list[float]:
         """How often each source has been read after `consumed` sequences."""

@@ -43,6 +43,8 @@ def main(
     objective: Objective = DEFAULTS.objective,
     attention: Attention = DEFAULTS.attention,
     verify: bool = False,
+    cache: str | None = None,
+    cache_bytes: int = 64 << 30,
     max_steps: int | None = None,
     train_minutes: float | None = None,
     checkpoint_every: int = 500,
@@ -61,7 +63,7 @@ def main(
     A run goes on from its last checkpoint when the same command is given again; a finished one is left as it is.
 
     Args:
-        shards: folders that write_shards wrote, with one tokenizer.
+        shards: folders that write_shards wrote, all with one tokenizer; or URIs of such, as s3://bucket/folder.
         output: folder of the run.
         model: shape of the transformer.
         batch: what one step sees.
@@ -72,6 +74,9 @@ def main(
         objective: what is predicted.
         attention: sequence = across the borders of documents; document = it and positions begin anew at each.
         verify: hash all shards before the first step; else each is hashed when it is first read.
+        cache: folder for copies of shards in remote storage (s3://…), for all processes of a machine; default:
+            OUTPUT.cache.
+        cache_bytes: bound on the copies.
         max_steps: optimizer steps of the whole run; without it and train_minutes, one epoch.
         train_minutes: length of the run where max_steps is not given: steps are timed first, as many planned as fit,
             and their number revised at checkpoints; evaluations and checkpoints come on top.
@@ -94,7 +99,7 @@ def main(
     with processes.first_speaks():
         batch.micro_size(int(os.environ.get("WORLD_SIZE", "1")))
         job = prepare(
-            storage=Storage(shards, verify=verify),
+            storage=Storage(shards, verify=verify, cache=Path(cache or f"{output}.cache"), cache_bytes=cache_bytes),
             output=Path(output),
             recipe=Recipe(model, batch, optimizer, schedule, seed, data, objective, attention),
             length=Length(max_steps, train_minutes),
