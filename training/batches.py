@@ -6,6 +6,7 @@ consumed, and the global batch is the same however many processes, micro-batches
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,7 +131,9 @@ class TrainingBatches:
         if parts > 1:  # each part shares its last token with the next, as windows do
             places = np.arange(parts)[:, None] * length + np.arange(length + 1)
             rows = rows[:, places].reshape(-1, length + 1)
-        keys = [f"{self.seed}:{number}:{part}" for number in numbers.tolist() for part in range(parts)]
+        keys = []
+        if not isinstance(self.predict, Causal):  # which draws nothing
+            keys = [f"{self.seed}:{number}:{part}" for number in numbers.tolist() for part in range(parts)]
         return tensors(self.predict(rows, keys), flatten=self.flatten)
 
     def _rows(self, numbers: Numbers) -> NDArray[Any]:
@@ -230,12 +233,20 @@ def warmup_lengths(data: Data, sequence_length: int) -> list[int]:
     return lengths
 
 
+@cache
+def _has_gpu() -> bool:
+    """Asked once: torch looks at the machine each time."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def tensors(arrays: Arrays, *, flatten: bool = False) -> "MicroBatch":
     """Contiguous int64 tensors, in page-locked memory where there is a GPU; torch reuses that when a copy is done."""
     import torch
 
-    flatten = flatten and "position_ids" in arrays
-    pinned, found = torch.cuda.is_available(), {}
+    flatten, pinned = flatten and "position_ids" in arrays, _has_gpu()
+    found = {}
     for name, array in arrays.items():
         shape = (1, array.size) if flatten else array.shape
         found[name] = torch.empty(shape, dtype=torch.int64, pin_memory=pinned)
