@@ -73,6 +73,7 @@ def test_what_a_row_becomes_depends_on_row_and_key_alone(kind, attention, encode
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=12, max_size=12), min_size=1, max_size=4))
+@settings(deadline=None, max_examples=40)
 def test_positions_begin_anew_at_each_end_of_text(table):
     found = document_positions(np.array(table), END)
     for row, positions in zip(table, found.tolist(), strict=True):
