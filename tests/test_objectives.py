@@ -54,7 +54,9 @@ def model_of(kind, encoder, architecture="llama", context=128, **changes):
         Objective(kind), settings, vocab_size=encoder.vocab_size, context_tokens=context, end_of_text_id=END
     )
     torch.manual_seed(0)
-    return model_class(config).from_config(config)
+    model = model_class(config).from_config(config)
+    model.config.use_cache = False  # as training.model.build: with a cache `transformers` heeds no borders
+    return model
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,7 +100,7 @@ def test_documents_in_one_row_get_the_logits_of_each_alone(architecture, impleme
         across = model(input_ids=batch["input_ids"]).logits
         for row in range(3):
             begins = [0, *(np.flatnonzero(rows[row, :-1] == END)).tolist(), 128]
-            assert len(begins) > 4
+            assert len(begins) > 2
             for begin, end in pairwise(begins):
                 if begin < end:
                     alone = model(input_ids=batch["input_ids"][row : row + 1, begin:end]).logits[0]
