@@ -58,7 +58,8 @@ class FillInTheMiddle:
                     orders.append(order < self.suffix_first)
         parts = self._encoded(texts)
         for at, (number, begin, end) in enumerate(places):
-            found = self._arranged(*parts[3 * at : 3 * at + 3], end - begin, orders[at])
+            before, middle, after = parts[3 * at : 3 * at + 3]
+            found = self._arranged(before, middle, after, end - begin, orders[at])
             if found is not None:
                 rows[number, begin:end] = found
         return rows

@@ -73,7 +73,8 @@ def token_losses(model: "torch.nn.Module", batch: dict[str, "torch.Tensor"]) -> 
     """Cross entropy in nats, fp32, of each label of a micro-batch that is not -100 (labels,)."""
     from torch.nn import functional
 
-    inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}
+    device: Any = model.device
+    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     labels = inputs.pop("labels").flatten()
     logits = model(**inputs).logits.flatten(0, 1)
     return functional.cross_entropy(logits[labels != -100].float(), labels[labels != -100], reduction="none")

@@ -179,6 +179,7 @@ def configuration(
             pad_token_id=None,
         )
     if objective.kind == "spans":
+        ends: dict[str, Any] = {"decoder_start_token_id": end_of_text_id, "eos_token_id": end_of_text_id}
         return T5Config(
             vocab_size=vocab_size,
             d_model=model.hidden_size,
@@ -187,10 +188,8 @@ def configuration(
             num_layers=model.layers,
             num_heads=model.heads,
             dropout_rate=model.dropout,
-            tie_word_embeddings=model.tie_embeddings,
-            decoder_start_token_id=end_of_text_id,
-            eos_token_id=end_of_text_id,
             pad_token_id=None,
+            **ends | {"tie_word_embeddings": model.tie_embeddings},
         )
     return causal.configuration(
         model, vocab_size=vocab_size, context_tokens=context_tokens, end_of_text_id=end_of_text_id
