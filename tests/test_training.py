@@ -88,8 +88,7 @@ def held_out_loss(model, shards, max_tokens):
 
     batches = EvaluationBatches(TokenStream(shards, "validation"), sequence_length=32, max_tokens=max_tokens)
     with torch.no_grad():
-        rows = (torch.cat([batch["input_ids"], batch["labels"][:, -1:]], dim=1) for batch in batches.share(1, 0, 1))
-        windows = [model(input_ids=row, labels=row).loss.item() for row in rows]
+        windows = [model(**batch, shift_labels=batch["labels"]).loss.item() for batch in batches.share(1, 0, 1)]
     return sum(windows) / len(windows)
 
 

@@ -45,13 +45,13 @@ def test_only_matrices_decay_and_every_weight_is_trained_once(architecture):
 def test_loss_is_that_of_transformers_and_weights_come_from_the_seed(architecture):
     import torch
 
-    from training.batches import micro_batch
     from training.losses import computes_losses
     from training.steps import summed_losses
 
     model, tokens = tiny(architecture), torch.arange(34).view(2, 17)
+    batch = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:]}
     with_losses = computes_losses(tiny(architecture), chunk_tokens=0, z_loss=0.0, autocast=None)
-    nats = summed_losses(with_losses, micro_batch(tokens))[1].item()
+    nats = summed_losses(with_losses, batch)[1].item()
     assert nats / 32 == pytest.approx(model(tokens, labels=tokens).loss.item(), abs=1e-5)
     same, other = tiny(architecture), tiny(architecture, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))

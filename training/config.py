@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Architecture = Literal["llama", "gpt2"]
+Attention = Literal["sequence", "document"]
 
 
 def _at_least(bound: float, **values: float) -> None:
@@ -122,6 +123,55 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Data:
+    """The order in which a run reads its shards.
+
+    Args:
+        weights: of the folders of --shards, in their order; only proportions count. Empty = by their tokens.
+        shuffle_tokens: tokens that are shuffled together; 0 = all of a folder. Fewer keep reading local, as remote
+            storage and disks that seek need: a quarter of --cache_bytes is a good choice there.
+        warmup_length: sequence length of the first steps, batch.sequence_length halved some times; each step still
+            reads the same tokens, in more and shorter rows.
+        warmup_steps: steps until the full sequence length; each length on the way has equally many. 0 = no warm-up.
+    """
+
+    weights: list[float] = field(default_factory=list)
+    shuffle_tokens: int = 0
+    warmup_length: int = 128
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(0, data__shuffle_tokens=self.shuffle_tokens, data__warmup_steps=self.warmup_steps)
+        _at_least(2, data__warmup_length=self.warmup_length)
+        if any(not weight > 0 for weight in self.weights):
+            raise ValueError(f"data.weights {self.weights} must all be above 0; leave a folder out instead")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is predicted.
+
+    Args:
+        kind: causal (the next token), fill_in_the_middle (the next token, of documents some of which are cut in
+            three and have the middle last), masked (hidden tokens, as BERT) or spans (hidden runs, as T5).
+        rate: share of documents that fill_in_the_middle rearranges.
+        suffix_first: share of these that begin with the suffix (SPM), the others with the prefix (PSM).
+        noise: share of tokens that masked and spans hide.
+        span_length: mean tokens of a hidden run (spans).
+    """
+
+    kind: Literal["causal", "fill_in_the_middle", "masked", "spans"] = "causal"
+    rate: float = 0.5
+    suffix_first: float = 0.5
+    noise: float = 0.15
+    span_length: float = 3.0
+
+    def __post_init__(self) -> None:
+        _fraction(objective__rate=self.rate, objective__suffix_first=self.suffix_first, objective__noise=self.noise)
+        _at_least(1, objective__span_length=self.span_length)
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """AdamW, or Muon for the matrices of the blocks and AdamW for the rest.
 
@@ -218,14 +268,22 @@ class Recipe:
     seed: int
     compute: Compute = field(default_factory=Compute)
     from_pretrained: str = ""
+    data: Data = field(default_factory=Data)
+    objective: Objective = field(default_factory=Objective)
+    attention: Attention = "sequence"
+
+    def __post_init__(self) -> None:
+        if self.attention == "document" and self.objective.kind not in ("causal", "fill_in_the_middle"):
+            raise ValueError(f"attention document is of causal objectives, not of {self.objective.kind}")
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Recipe":
         """The inverse of `dataclasses.asdict`."""
         groups: dict[str, Any] = {"model": Model, "batch": Batch, "optimizer": Optimizer, "schedule": Schedule}
-        groups |= {"compute": Compute}
+        groups |= {"compute": Compute, "data": Data, "objective": Objective}
         found = {name: groups[name](**record.get(name, {})) for name in groups}
-        return cls(**found, seed=record["seed"], from_pretrained=record.get("from_pretrained", ""))
+        plain = {name: record[name] for name in ("from_pretrained", "attention") if name in record}
+        return cls(**found, seed=record["seed"], **plain)
 
     def differences(self, other: "Recipe") -> list[str]:
         """Settings in which `other` differs, as "model.layers 4 (was 6)"."""

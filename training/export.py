@@ -71,10 +71,12 @@ def read_weights(checkpoints: Path, checkpoint: Checkpoint) -> dict[str, "torch.
 def save_model(plan: Plan, weights: dict[str, "torch.Tensor"], precision: str, target: Path) -> None:
     """model.safetensors, config.json and generation_config.json, in the precision that was trained."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_config(plan.model_config(), dtype=dtype)
+    from training.objectives import model_class
+
+    dtype, config = torch.bfloat16 if precision == "bf16" else torch.float32, plan.model_config()
+    model = model_class(config).from_config(config, dtype=dtype)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = set(model.all_tied_weights_keys)
     assert set(missing) <= tied, (missing, tied)

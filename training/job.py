@@ -3,17 +3,24 @@
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenizer.shards import ShardIndex, TokenStream
+from tokenizer.encode import Encoder
+from tokenizer.shards import ShardIndex
 from training.batches import EvaluationBatches, TrainingBatches
 from training.checkpoint import Checkpoint, Checkpoints, Retention
 from training.config import Recipe
 from training.engine import zero_stage
 from training.guard import Record, Tolerance
+from training.objectives import prediction
 from training.processes import Processes
+from training.read_ahead import ReadAhead
 from training.run_folder import Plan, Rewind, RunFolder, find_tokenizer
 from training.sample_chain import Chain
+from training.sources import Storage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MOST_REWINDS = 3  # to one checkpoint
 log = logging.getLogger("train")
@@ -60,7 +67,7 @@ class Job:
     begun: bool
     length: Length
     intervals: Intervals
-    training: TrainingBatches
+    training: ReadAhead
     evaluation: EvaluationBatches | None
     checkpoints: Checkpoints
     configuration: dict[str, Any]
@@ -77,6 +84,12 @@ class Job:
     def must_be_timed(self) -> bool:
         """Whether the number of steps is not known yet."""
         return self.plan.max_steps == 0
+
+    def fit(self, model: "PreTrainedModel") -> None:
+        """Give batches the form that the attention of a model wants."""
+        for batches in (self.training.batches, self.evaluation):
+            if batches:
+                batches.flatten = str(model.config._attn_implementation).startswith("flash")
 
     def checkpoint(
         self,
@@ -137,7 +150,7 @@ class Job:
 
 def prepare(
     *,
-    shards: Path,
+    storage: Storage,
     output: Path,
     recipe: Recipe,
     length: Length,
@@ -152,25 +165,17 @@ def prepare(
     overwrite: bool,
 ) -> Job:
     """Check everything that can be checked without torch, and write nothing. ValueError says what does not fit."""
+    shards, sequences = storage.folders[0], recipe.batch.sequences
     index, folder = ShardIndex.load(shards), RunFolder(output)
     tokenizer_file = find_tokenizer(tokenizer or shards / "tokenizer", index)
-    sequence_length, sequences = recipe.batch.sequence_length, recipe.batch.sequences
-    training = TrainingBatches(
-        TokenStream(shards, "train"), sequence_length=sequence_length, sequences=sequences, seed=recipe.seed
-    )
-    evaluation = None
-    if evaluation_tokens and index.has_split("validation"):
-        evaluation = EvaluationBatches(
-            TokenStream(shards, "validation"), sequence_length=sequence_length, max_tokens=evaluation_tokens
-        )
-    elif evaluation_tokens:
-        log.warning("%s has no validation split: there will be no held-out loss", shards)
-    begun = folder.is_begun(recipe, index, resume=resume, overwrite=overwrite)
+    training, evaluation = _batches(storage, recipe, index, tokenizer_file, evaluation_tokens)
+    fingerprint = training.sources.fingerprint
+    begun = folder.is_begun(recipe, fingerprint, resume=resume, overwrite=overwrite)
     checkpoints = Checkpoints(folder.checkpoints, retention, save_in_background)
     last = checkpoints.latest_complete() if begun else None
     plan = folder.plan if begun else None
     if plan is None:
-        plan = Plan(recipe, index.fingerprint("train"), index.vocab_size, index.end_of_text_id, planned=())
+        plan = Plan(recipe, fingerprint, index.vocab_size, index.end_of_text_id, planned=())
     if length.budget_seconds is None:
         max_steps = length.max_steps or max(1, training.windows // sequences)
         plan = _ending(plan, max_steps, last.step if last else 0)
@@ -180,13 +185,36 @@ def prepare(
         begun,
         length,
         intervals,
-        training,
+        ReadAhead(training),
         evaluation,
         checkpoints,
         configuration,
         tokenizer_file,
         tolerance,
     )
+
+
+def _batches(
+    storage: Storage, recipe: Recipe, index: ShardIndex, tokenizer_file: Path, evaluation_tokens: int
+) -> tuple[TrainingBatches, EvaluationBatches | None]:
+    """What the run trains on and what it is evaluated on; the latter is the validation split of the first folder."""
+    length = recipe.batch.sequence_length
+    predict = prediction(recipe.objective, recipe.attention, Encoder(tokenizer_file.parent), length)
+    training = TrainingBatches(
+        storage.streams("train"),
+        sequence_length=length,
+        sequences=recipe.batch.sequences,
+        seed=recipe.seed,
+        data=recipe.data,
+        predict=predict,
+    )
+    if not evaluation_tokens:
+        return training, None
+    if not index.has_split("validation"):
+        log.warning("%s has no validation split: there will be no held-out loss", storage.folders[0])
+        return training, None
+    held_out = storage.streams("validation", first=True)[0]
+    return training, EvaluationBatches(held_out, sequence_length=length, max_tokens=evaluation_tokens, predict=predict)
 
 
 def _ending(plan: Plan, max_steps: int, taken: int) -> Plan:

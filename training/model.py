@@ -113,10 +113,11 @@ def build(config: "PretrainedConfig", seed: int, pretrained: str = "") -> "PreTr
     Each process holds the whole model for a moment, before DeepSpeed shards it.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from training.objectives import model_class
 
     torch.manual_seed(seed)
-    kind: Any = AutoModelForCausalLM
+    kind = model_class(config)
     if pretrained:
         if not Path(pretrained).is_dir():
             raise ValueError(f"no folder {pretrained}; the run began from it (--from_pretrained)")

@@ -95,9 +95,10 @@ class Plan:
 
     def model_config(self) -> Any:
         """The `transformers` configuration of the run's model."""
-        from training.model import configuration
+        from training.objectives import configuration
 
         return configuration(
+            self.recipe.objective,
             self.recipe.model,
             vocab_size=self.vocab_size,
             context_tokens=self.recipe.batch.sequence_length,
@@ -137,7 +138,7 @@ class RunFolder:
         """Results of a run that reached its last step, else None."""
         return json.loads(self._summary.read_text()) if self._summary.is_file() else None
 
-    def is_begun(self, recipe: Recipe, index: ShardIndex, *, resume: bool, overwrite: bool) -> bool:
+    def is_begun(self, recipe: Recipe, data_fingerprint: str, *, resume: bool, overwrite: bool) -> bool:
         """Whether a run of `recipe` on these shards is here to go on with; changes nothing.
 
         ValueError if the folder holds something else.
@@ -152,8 +153,8 @@ class RunFolder:
         if not resume:
             raise ValueError(f"{self.path} holds a training run; choose another --output, or --overwrite")
         differences = [one for one in recipe.differences(plan.recipe) if not one.startswith(FREE_TO_CHANGE)]
-        if index.fingerprint("train") != plan.data_fingerprint:
-            differences.append(f"data {index.fingerprint('train')} (was {plan.data_fingerprint})")
+        if data_fingerprint != plan.data_fingerprint:
+            differences.append(f"data {data_fingerprint} (was {plan.data_fingerprint})")
         if differences:
             raise ValueError(
                 f"{self.path} holds a run with other settings: {', '.join(differences)}; choose another --output, "

@@ -30,6 +30,7 @@ def with_known_length(job: "Job", everyone: "Processes") -> "Job":
     if everyone.is_first:
         log.info("timing steps for %.0f s, to plan %.0f s of training", probe_seconds, job.length.budget_seconds)
     engine = engines.build(job.plan.recipe, job.plan.model_config(), job.configuration, everyone)
+    job.fit(engine.module)
     seconds = steps.seconds_per_step(engine, job.training, everyone, probe_seconds)
     engine.destroy()
     return replace(job, plan=job.plan.ending(0, max(1, round(job.length.budget_seconds / seconds))))

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     import torch
     from deepspeed import DeepSpeedEngine
 
-    from training.batches import EvaluationBatches, TrainingBatches
+    from training.batches import EvaluationBatches
     from training.processes import Processes
+    from training.read_ahead import ReadAhead
 
     MicroBatch = dict[str, torch.Tensor]
 
@@ -33,7 +34,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def take_step(
-    engine: "DeepSpeedEngine", batches: "TrainingBatches", processes: "Processes", consumed: int, learning_rate: float
+    engine: "DeepSpeedEngine", batches: "ReadAhead", processes: "Processes", consumed: int, learning_rate: float
 ) -> float:
     """One optimizer step on the global batch that begins at sequence `consumed`.
 
@@ -113,7 +114,7 @@ def evaluate(engine: "DeepSpeedEngine", batches: "EvaluationBatches", processes:
 
 
 def seconds_per_step(
-    engine: "DeepSpeedEngine", batches: "TrainingBatches", processes: "Processes", budget_seconds: float
+    engine: "DeepSpeedEngine", batches: "ReadAhead", processes: "Processes", budget_seconds: float
 ) -> float:
     """Mean seconds of an optimizer step, the same number on every process.
 

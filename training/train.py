@@ -1,5 +1,6 @@
 """Shards -> a trained model: `deepspeed training/train.py --config FILE.yaml --shards SHARDS --output RUN`."""
 
+import contextlib
 import enum
 import gc
 import logging
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tokenizer.command_line import run
 from training import engine as engines
 from training import processes, steps
-from training.config import Batch, Compute, Model, Optimizer, Recipe, Schedule
+from training.config import Attention, Batch, Compute, Data, Model, Objective, Optimizer, Recipe, Schedule
 from training.guard import Guard, OnNan, Record, Tolerance
 from training.model import read_pretrained
 from training.optimizer import learning_rate
@@ -34,7 +35,7 @@ log = logging.getLogger("train")
 
 def main(
     *,
-    shards: str,
+    shards: list[str],
     output: str,
     model: Model = DEFAULTS.model,
     batch: Batch = DEFAULTS.batch,
@@ -43,6 +44,12 @@ def main(
     compute: Compute = DEFAULTS.compute,
     from_pretrained: str = "",
     seed: int = DEFAULTS.seed,
+    data: Data = DEFAULTS.data,
+    objective: Objective = DEFAULTS.objective,
+    attention: Attention = DEFAULTS.attention,
+    verify: bool = False,
+    cache: str | None = None,
+    cache_bytes: int = 64 << 30,
     max_steps: int | None = None,
     train_minutes: float | None = None,
     checkpoint_every: int = 500,
@@ -68,7 +75,7 @@ def main(
     whichever ZeRO stage it is given; a finished one is left as it is.
 
     Args:
-        shards: folder that write_shards wrote.
+        shards: folders that write_shards wrote, all with one tokenizer; or URIs of such, as s3://bucket/folder.
         output: folder of the run.
         model: shape of the transformer.
         batch: what one step sees.
@@ -78,6 +85,13 @@ def main(
         from_pretrained: folder of a `transformers` model to go on from, instead of fresh weights; its tokenizer must
             be that of the shards.
         seed: of weights, data order and dropout.
+        data: weights of several folders, how far they are shuffled, sequence-length warm-up.
+        objective: what is predicted.
+        attention: sequence = across the borders of documents; document = it and positions begin anew at each.
+        verify: hash all shards before the first step; else each is hashed when it is first read.
+        cache: folder for copies of shards in remote storage (s3://…), for all processes of a machine; default:
+            OUTPUT.cache.
+        cache_bytes: bound on the copies.
         max_steps: optimizer steps of the whole run; without it and train_minutes, one epoch.
         train_minutes: length of the run where max_steps is not given: steps are timed first, as many planned as fit,
             and their number revised at checkpoints; evaluations and checkpoints come on top.
@@ -102,16 +116,18 @@ def main(
     """
     from training.checkpoint import Retention
     from training.job import Intervals, Length, prepare
+    from training.sources import Storage
 
     if int(os.environ.get("RANK", "0")):
         log.setLevel(logging.ERROR)  # the first process speaks for all
     with processes.first_speaks():
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        model = read_pretrained(from_pretrained, model, Path(shards)) if from_pretrained else model.read()
-        recipe = Recipe(model, batch, optimizer, schedule, seed, compute, from_pretrained)
+        storage = Storage(shards, verify=verify, cache=Path(cache or f"{output}.cache"), cache_bytes=cache_bytes)
+        model = read_pretrained(from_pretrained, model, storage.folders[0]) if from_pretrained else model.read()
+        recipe = Recipe(model, batch, optimizer, schedule, seed, compute, from_pretrained, data, objective, attention)
         configuration = read_configuration(deepspeed, recipe, world_size)
         job = prepare(
-            shards=Path(shards),
+            storage=storage,
             output=Path(output),
             recipe=recipe,
             length=Length(max_steps, train_minutes),
@@ -155,7 +171,8 @@ def _train(job: "Job", everyone: "Processes", stop: StopRequest) -> bool:
         step = last.step if last else 0
         _announce(job, engine, everyone, step)
         meter = _meter(job, step) if everyone.is_first else None
-        outcome, step = loop(job, engine, everyone, meter, stop, guard, last.chain if last else Chain())
+        with contextlib.closing(job.training):
+            outcome, step = loop(job, engine, everyone, meter, stop, guard, last.chain if last else Chain())
         if meter:
             meter.close()
         if outcome is not Outcome.GAVE_UP:
@@ -185,6 +202,7 @@ def _engine_from(job: "Job", last: "Checkpoint | None", everyone: "Processes") -
     engine = engines.build(job.plan.recipe, job.plan.model_config(), configuration, everyone)
     if last is not None:
         job.checkpoints.load(engine, last, wanted)
+    job.fit(engine.module)
     return engine
 
 
@@ -257,7 +275,8 @@ def _row(job: "Job", engine: "DeepSpeedEngine", step: int, loss: float, rate: fl
         "learning_rate": rate,
         "seconds": round(seconds, 4),
         "epoch": round(job.plan.seen(step) / job.training.windows, 6),
-    }
+        "data_wait_seconds": round(job.training.take_wait(), 4),
+    } | job.training.epochs(job.plan.seen(step))
     return row if norm is None else row | {"gradient_norm": float(norm)}
 
 
@@ -270,12 +289,12 @@ def _meter(job: "Job", step: int) -> "Meter":
 def _announce(job: "Job", engine: "DeepSpeedEngine", everyone: "Processes", step: int) -> None:
     if not everyone.is_first:
         return
-    recipe, stream = job.plan.recipe, job.training.stream
+    recipe = job.plan.recipe
     log.info(
         "%s of %s parameters; %s tokens of data; %d process%s on %s in %s, ZeRO stage %d",
         job.plan.model_config().model_type,
         f"{_parameters(job):,}",
-        f"{len(stream):,}",
+        f"{job.training.tokens:,}",
         everyone.world_size,
         "es" if everyone.world_size > 1 else "",
         everyone.device.type,
