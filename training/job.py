@@ -10,8 +10,11 @@ from training.batches import EvaluationBatches, TrainingBatches
 from training.checkpoint import Checkpoint, Checkpoints
 from training.config import Recipe
 from training.engine import zero_stage
+from training.meter import require_wandb
 from training.processes import Processes
 from training.run_folder import Plan, RunFolder, find_tokenizer
+from training.samples import Samples
+from training.watch import Watch
 
 log = logging.getLogger("train")
 
@@ -62,6 +65,7 @@ class Job:
     checkpoints: Checkpoints
     configuration: dict[str, Any]
     tokenizer: Path
+    watch: Watch
 
     @property
     def is_done(self) -> bool:
@@ -88,6 +92,19 @@ class Job:
             precision=processes.precision,
         )
 
+    def samples(self, step: int) -> Samples:
+        """What writes samples from `step` on."""
+        plan = self.plan
+        return Samples(
+            self.folder.samples,
+            self.tokenizer,
+            end_of_text_id=plan.end_of_text_id,
+            context_tokens=plan.recipe.batch.sequence_length,
+            watch=self.watch,
+            seed=plan.recipe.seed,
+            step=step,
+        )
+
     def last_checkpoint(self, processes: Processes) -> Checkpoint | None:
         """Where to go on from; ValueError if these processes cannot."""
         last = self.checkpoints.latest_complete() if self.begun else None
@@ -107,10 +124,13 @@ def prepare(
     evaluation_tokens: int,
     configuration: dict[str, Any],
     tokenizer: Path | None,
+    watch: Watch,
     resume: bool,
     overwrite: bool,
 ) -> Job:
     """Check everything that can be checked without torch, and write nothing. ValueError says what does not fit."""
+    if watch.wandb:
+        require_wandb()
     index, folder = ShardIndex.load(shards), RunFolder(output)
     tokenizer_file = find_tokenizer(tokenizer or shards / "tokenizer", index)
     sequence_length, sequences = recipe.batch.sequence_length, recipe.batch.sequences
@@ -134,7 +154,7 @@ def prepare(
         max_steps = length.max_steps or max(1, training.windows // sequences)
         plan = _ending(plan, max_steps, last.step if last else 0)
     return Job(
-        plan, folder, begun, length, intervals, training, evaluation, checkpoints, configuration, tokenizer_file
+        plan, folder, begun, length, intervals, training, evaluation, checkpoints, configuration, tokenizer_file, watch
     )
 
 

@@ -13,6 +13,7 @@ from training import engine as engines
 from training import processes, steps
 from training.config import Batch, Model, Optimizer, Recipe, Schedule
 from training.optimizer import learning_rate
+from training.watch import Watch
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -26,6 +27,7 @@ STOPPED = 75  # exit code of a run that saved because it was asked to stop: try 
 PROBE_SHARE = 0.04  # of the minutes to train, spent on timing steps before
 
 DEFAULTS = Recipe(Model(), Batch(), Optimizer(), Schedule(), seed=0)
+DEFAULT_WATCH = Watch()
 log = logging.getLogger("train")
 
 
@@ -44,6 +46,7 @@ def main(
     keep_checkpoints: int = 2,
     evaluate_every: int = 500,
     evaluation_tokens: int = 1 << 20,
+    watch: Watch = DEFAULT_WATCH,
     resume: Literal["auto", "never"] = "auto",
     deepspeed: str = engines.DEFAULT_CONFIGURATION,
     tokenizer: str | None = None,
@@ -70,6 +73,7 @@ def main(
         keep_checkpoints: how many of the newest are kept.
         evaluate_every: steps between evaluations; the last step always has one.
         evaluation_tokens: bound on the tokens of one evaluation; 0 = no evaluation.
+        watch: what the run shows of itself.
         resume: auto goes on from the last complete checkpoint; never refuses a folder that holds a run.
         deepspeed: DeepSpeed configuration, of ZeRO only; the rest is decided here.
         tokenizer: folder of the tokenizer.json that wrote the shards; default: SHARDS/tokenizer.
@@ -91,6 +95,7 @@ def main(
             intervals=Intervals(checkpoint_every, evaluate_every),
             keep_checkpoints=keep_checkpoints,
             evaluation_tokens=evaluation_tokens,
+            watch=watch,
             configuration=engines.read_configuration(deepspeed),
             tokenizer=Path(tokenizer) if tokenizer else None,
             resume=resume == "auto",
@@ -124,7 +129,15 @@ def _train(job: "Job", everyone: "Processes") -> bool:
     _announce(job, engine, everyone, step)
     meter = None
     if everyone.is_first:
-        meter = Meter(job.folder.metrics, job.folder.tensorboard, step=step, max_steps=job.plan.max_steps)
+        job.folder.record_data(job.training.stream.index)
+        meter = Meter(
+            job.folder.metrics,
+            job.folder.tensorboard,
+            step=step,
+            max_steps=job.plan.max_steps,
+            bytes_per_token=job.training.stream.text_bytes / len(job.training.stream),
+            wandb=job.watch.wandb,
+        )
     finished = loop(job, engine, everyone, meter, processes.StopRequest(), step)
     if finished and everyone.is_first:
         _finish(job)
@@ -144,17 +157,23 @@ def loop(
 
     All that it depends on is plan and step: data, learning rate and randomness are functions of them.
     """
+    from training.gauges import Gauges
+
     recipe, plan = job.plan.recipe, job.plan
+    gauges = Gauges(engine, job.training, everyone, recipe.batch.sequence_length)
+    samples = job.samples(step)
     while step < plan.max_steps:
         begun = time.monotonic()
         step += 1
         rate = learning_rate(step, plan.planned, recipe.optimizer.learning_rate, recipe.schedule)
         steps.seed_step(recipe.seed, step, everyone.rank)
-        mine = steps.take_step(engine, job.training, everyone, (step - 1) * recipe.batch.sequences, rate)
+        mine = steps.take_step(engine, gauges.batches, everyone, (step - 1) * recipe.batch.sequences, rate)
         losses, stops = everyone.total([mine, stop.came])
         row = _row(job, engine, step, losses / everyone.world_size, rate, time.monotonic() - begun)
+        row |= gauges.read(recipe.batch.tokens, time.monotonic() - begun)
         if job.evaluation and (step % job.intervals.evaluate_every == 0 or step == plan.max_steps):
             row |= steps.evaluate(engine, job.evaluation, everyone)
+            samples.write(engine, everyone, step)
         if meter:
             meter.record(row)
         if step % job.intervals.checkpoint_every == 0 or step == plan.max_steps or stops:
@@ -255,8 +274,10 @@ def _finish(job: "Job") -> None:
     """Export the model and record the results, from what the run left on the disk."""
     from training.export import export
     from training.meter import read_metrics
+    from training.run_page import write_page
 
     export(job.folder, job.folder.export)
+    write_page(job.folder)
     rows = read_metrics(job.folder.metrics)
     seconds = sum(row["seconds"] for row in rows)
     summary: dict[str, Any] = {
@@ -287,6 +308,7 @@ def _results(job: "Job") -> str:
         f"tokens/s        {summary['tokens_per_second']:,.0f}",
         f"model           {job.folder.export}",
         f"metrics         {job.folder.metrics}",
+        f"curves          {job.folder.page}",
     ]
     return "\n".join(lines)
 
