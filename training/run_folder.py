@@ -137,15 +137,8 @@ class RunFolder:
         shutil.copyfile(tokenizer, self.tokenizer / tokenizer.name)
         self._summary.unlink(missing_ok=True)
 
-    def record_data(self, index: ShardIndex) -> None:
-        """Note what the data is: documents, tokens and bytes of text a split, and how the shards were made."""
-        sums: dict[str, dict[str, int]] = {}
-        for shard in index.shards:
-            split = sums.setdefault(shard.split, {"documents": 0, "tokens": 0, "text_bytes": 0})
-            split["documents"] += shard.rows
-            split["tokens"] += shard.tokens
-            split["text_bytes"] += shard.text_bytes
-        record = {"splits": sums, "withdrawn_files": index.withdrawn_files, "configuration": index.configuration}
+    def record_data(self, record: dict[str, Any]) -> None:
+        """Note what the data is, for the model card."""
         write_durably(self.data, record)
 
     def finish(self, summary: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizer.command_line import run
+from training import data_card, processes, steps
 from training import engine as engines
-from training import processes, steps
 from training.config import Batch, Model, Optimizer, Recipe, Schedule
 from training.optimizer import learning_rate
 from training.watch import Watch
@@ -129,7 +129,7 @@ def _train(job: "Job", everyone: "Processes") -> bool:
     _announce(job, engine, everyone, step)
     meter = None
     if everyone.is_first:
-        job.folder.record_data(job.training.stream.index)
+        job.folder.record_data(data_card.describe(job.training.stream.index, job.training.stream.folder))
         meter = Meter(
             job.folder.metrics,
             job.folder.tensorboard,
