@@ -1,19 +1,17 @@
-"""What a model was trained on, for its card: splits, the funnel from files in to files kept, licences of those kept."""
+"""What a model was trained on, for its card: splits, the funnel from files in to files kept, and their licences."""
 
 import collections
 import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
-
-from tokenizer.file_ids import Piles, ids_of_column, member_places
-from tokenizer.ledger_rows import Ledger
 from tokenizer.manifest import MANIFEST_NAME, identity
 from tokenizer.shard_index import ShardIndex
+
+if TYPE_CHECKING:
+    from tokenizer.ledger_rows import Ledger
 
 MOST_LICENCES = 15
 NO_LICENCE = "none known"
@@ -46,6 +44,8 @@ def of_workspace(record: Record, workspace: Path) -> Record:
     ValueError if the shards were made from another ledger. Costs a pass over file ids and licences of the table
     `signals`, or `documents` without it, for every four million kept files; memory is bounded.
     """
+    from tokenizer.ledger_rows import Ledger
+
     ledger = Ledger(str(workspace / "ledger"))
     ledger.require_source_of(record.get("configuration", {}), "the data of this run")
     table = next((workspace / name for name in ("signals", "documents") if (workspace / name).is_dir()), None)
@@ -54,8 +54,13 @@ def of_workspace(record: Record, workspace: Path) -> Record:
     return record | {"states": states, "licences": licences}
 
 
-def _licences_of_kept(ledger: Ledger, table: Path, expected: int) -> dict[str, int]:
+def _licences_of_kept(ledger: "Ledger", table: Path, expected: int) -> dict[str, int]:
     """Kept files by licence; a file of several counts for each."""
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+
+    from tokenizer.file_ids import Piles, ids_of_column, member_places
+
     counts: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         piles = Piles(Path(folder), expected)

@@ -44,11 +44,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device, by what holds them."""
+    """Bytes on one device, by what holds them; `held_gradients` are those of earlier micro-batches."""
 
     weights: float
     optimizer: float
     gradients: float
+    held_gradients: float
     buckets: float
     flat_gradients: float
     activations: float
@@ -58,7 +59,7 @@ class Memory:
     def peak(self) -> float:
         """The most at any moment."""
         kept = self.weights + self.optimizer
-        forward = self.activations + self.logits
+        forward = self.held_gradients + self.activations + self.logits
         backward = self.gradients + self.buckets
         return kept + max(forward, backward, self.gradients + self.flat_gradients)
 
@@ -83,6 +84,7 @@ def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Lay
         weights=weights,
         optimizer=optimizer,
         gradients=gradients,
+        held_gradients=gradients if layout.accumulates else 0.0,
         buckets=bucket,
         flat_gradients=flat,
         activations=activation_bytes(model, tokens, element),
@@ -96,7 +98,7 @@ def activation_bytes(model: Model, tokens: int, element: int) -> float:
     Llama, a layer and token: inputs, normalised inputs and outputs of two norms (6d), queries and attention's output
     (2d), keys and values, four of the feed-forward width. GPT-2: two norms' inputs and outputs (4d), queries, keys,
     values and output (4d), five of the feed-forward width (its GELU is four steps). Norms of Llama keep their input in
-    fp32, too.
+    fp32.
     """
     d, inner, heads = model.hidden_size, feed_forward_size(model), model.heads
     if model.architecture == "gpt2":
@@ -104,5 +106,5 @@ def activation_bytes(model: Model, tokens: int, element: int) -> float:
     else:
         key_value = (model.key_value_heads or heads) * (d // heads)
         values = element * (8 * d + 2 * key_value + 4 * inner) + 4 * (heads + 2) + (4 - element) * 2 * d
-        final = element * 3 * d
+        final = element * 3 * d + (4 - element) * d
     return float(tokens * (model.layers * values + final))
