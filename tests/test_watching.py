@@ -18,7 +18,7 @@ from small_shards import make_shards
 from tokenizer.shards import ShardIndex
 from training import data_card
 from training.gauges import Watched, peak_memory_bytes
-from training.line_charts import Line, chart, thinned, ticks
+from training.line_charts import Line, chart, log_ticks, thinned, ticks
 from training.meter import Meter, read_metrics
 from training.run_folder import RunFolder
 from training.run_page import events, page
@@ -145,6 +145,10 @@ def test_curves_cover_their_points_and_are_thinned():
         found = ticks(low, high, 6)
         assert found[0] <= low <= high <= found[-1]
         assert 2 <= len(found) <= 10
+    for low, high in ((0, 0), (-0.7, 0.4), (-3, 2), (0.5, 0.50001), (1, 1.2)):
+        found = log_ticks(low, high)
+        assert found[0] <= low <= high <= found[-1]
+        assert found[0] < found[-1]
 
 
 def test_waiting_for_data_is_what_the_reader_takes():

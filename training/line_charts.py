@@ -60,7 +60,7 @@ def chart(
     values = [math.log10(y) if log_scale else y for _, y in every]
     low, high = (0.0 if from_zero else min(values)), max(values)
     x_ticks = ticks(min(x for x, _ in every), max(x for x, _ in every), 6)
-    y_ticks = ticks(low, high, 5)
+    y_ticks = log_ticks(low, high) if log_scale else ticks(low, high, 5)
     frame = _Frame(x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1], width, height, log_scale)
     parts = [_grid(frame, x_ticks, y_ticks)]
     parts += [_event(frame, step) for step in events if x_ticks[0] <= step <= x_ticks[-1]]
@@ -83,6 +83,16 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     distance = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(low / distance + 1e-9), math.ceil(high / distance - 1e-9)
     return [round(number * distance, 12) for number in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Logarithms of round values (1, 2 and 5 times a power of ten, or powers alone) that cover [low, high]."""
+    factors = (1, 2, 5) if high - low < 2 else (1,)
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    every = [math.log10(factor) + power for power in powers for factor in factors]
+    first = max((level for level in every if level <= low + 1e-9), default=every[0])
+    last = min((level for level in every if level >= high - 1e-9 and level > first), default=every[-1])
+    return [level for level in every if first <= level <= last]
 
 
 def thinned(points: Points, most: int = MAX_POINTS) -> list[tuple[float, float, float, float]]:

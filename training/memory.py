@@ -28,6 +28,7 @@ class Layout:
         precision: bf16 or fp32, of weights and activations.
         accumulates: whether a step has several micro-batches.
         offload: optimizer and weights wait in the host's memory (infra/deepspeed/zero3_offload.json).
+        on_gpu: on a GPU, or on the CPUs.
     """
 
     stage: int
@@ -36,6 +37,7 @@ class Layout:
     precision: str
     accumulates: bool = False
     offload: bool = False
+    on_gpu: bool = True
 
     @property
     def weight_bytes(self) -> int:
@@ -44,7 +46,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device, by what holds them; `held_gradients` are those of earlier micro-batches."""
+    """Bytes on one device, by what holds them.
+
+    Args:
+        weights: of the model, and what stage 3 has gathered of them.
+        optimizer: fp32 copy and moments.
+        gradients: as they wait for the update.
+        held_gradients: those of earlier micro-batches during a forward pass.
+        buckets: what gradients are reduced in.
+        flat_gradients: copies of them during the update.
+        activations: what the backward pass needs of the layers.
+        logits: and their gradients.
+        reused: whether freed memory serves the next moment, as on GPUs, or stays with the process in pieces.
+    """
 
     weights: float
     optimizer: float
@@ -54,14 +68,17 @@ class Memory:
     flat_gradients: float
     activations: float
     logits: float
+    reused: bool
 
     @property
     def peak(self) -> float:
-        """The most at any moment."""
+        """The most at any moment; where memory is not reused, the sum of the passes."""
         kept = self.weights + self.optimizer
-        forward = self.held_gradients + self.activations + self.logits
+        forward = self.activations + self.logits
         backward = self.gradients + self.buckets
-        return kept + max(forward, backward, self.gradients + self.flat_gradients)
+        if not self.reused:
+            return kept + forward + backward
+        return kept + max(self.held_gradients + forward, backward, self.gradients + self.flat_gradients)
 
 
 def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Layout) -> Memory:
@@ -89,6 +106,7 @@ def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Lay
         flat_gradients=flat,
         activations=activation_bytes(model, tokens, element),
         logits=tokens * vocab_size * (8 if element == 4 else 10),
+        reused=layout.on_gpu,
     )
 
 

@@ -182,9 +182,10 @@ def best_layout(
 
     Offloading to the host comes last. With None comes the memory of the least demanding layout tried.
     """
-    first = Layout(1, hardware.devices, 1, "bf16" if hardware.gpus else "fp32", accumulates=True)
+    on_gpu = hardware.gpus > 0
+    first = Layout(1, hardware.devices, 1, "bf16" if on_gpu else "fp32", accumulates=True, on_gpu=on_gpu)
     candidates = [replace(first, stage=stage) for stage in ((1, 2, 3) if hardware.devices > 1 else (1,))]
-    if hardware.gpus:
+    if on_gpu:
         candidates.append(replace(first, stage=3, offload=True))
     fitting: list[tuple[Layout, Memory]] = []
     least: Memory | None = None
