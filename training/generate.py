@@ -118,7 +118,7 @@ class Writer:
                 "choose fewer"
             )
         self.network, self.tokenizer, self.sampling, self.seed = network, tokenizer, sampling, seed
-        self.max_new_tokens, self.end_id = max_new_tokens, int(tokenizer.convert_tokens_to_ids(tokenizer.eos_token))
+        self.max_new_tokens, self.end_id = max_new_tokens, int(tokenizer.get_vocab()[str(tokenizer.eos_token)])
 
     def rows_of(self, request: Request) -> list[int]:
         """Token ids that the model continues, cut to the room in its context: the prompt loses its beginning.

@@ -88,9 +88,9 @@ def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Lay
     tokens = layout.micro_batch * sequence_length
     bucket = 4 * min(count, BUCKET_ELEMENTS)
     whole_gradients = layout.stage < 2
-    weights, optimizer = element * count, 12 * share
+    weights, optimizer = float(element * count), 12 * share
     if layout.stage == 0:
-        optimizer = 8 * count
+        optimizer = 8.0 * count
     if layout.stage == 3:
         weights = element * share + element * min(count, LIVE_ELEMENTS)
     gradients = 4 * (count if whole_gradients else share)

@@ -84,7 +84,7 @@ def _settings(plan: Plan, checkpoint: Checkpoint) -> list[tuple[str, Any]]:
         "optimizer": vars(recipe.optimizer),
         "schedule": vars(recipe.schedule),
     }
-    rows = [("vocabulary", f"{plan.vocab_size:,}"), ("precision", checkpoint.precision)]
+    rows: list[tuple[str, Any]] = [("vocabulary", f"{plan.vocab_size:,}"), ("precision", checkpoint.precision)]
     rows += [("steps", f"{checkpoint.step:,} of {plan.max_steps:,}"), ("seed", recipe.seed)]
     return rows + [(f"{group}.{name}", value) for group, values in groups.items() for name, value in values.items()]
 

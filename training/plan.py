@@ -246,7 +246,7 @@ def table(found: list[Choice], unique_tokens: int, hardware: Hardware) -> str:
         "",
     ]
     heads = ("size", "parameters", "length", "ZeRO", "micro-batch", "memory", "tokens/s", "tokens", "epochs")
-    rows = [(*heads, "hours to 20/param.", "loss (web text)")]
+    rows: list[tuple[str, ...]] = [(*heads, "hours to 20/param.", "loss (web text)")]
     rows += [_row(one) for one in found]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
