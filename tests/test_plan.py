@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_shards import make_shards
 
+from tokenizer.shards import ShardIndex
 from training import plan, scaling
 from training.arithmetic import known_peak, size_of
 from training.config import Model
@@ -214,3 +215,24 @@ def test_what_is_not_known_is_asked_for_in_one_line(shards, options, line):
     assert done.returncode == 1
     assert line in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_memory_is_what_a_run_takes(shards, tmp_path, stage):
+    """The peak of a real run, above that of the smallest one, which is the libraries'."""
+
+    def peak(name, shape, micro_batch, length):
+        configuration = ROOT / "infra" / "deepspeed" / f"zero{stage}.json"
+        settings = {f"model.{key}": getattr(shape, key) for key in ("hidden_size", "layers", "heads")}
+        settings |= {"batch.sequence_length": length, "batch.sequences": micro_batch, "max_steps": 3}
+        settings |= {"batch.sequences_per_device": micro_batch, "evaluation_tokens": 0, "deepspeed": configuration}
+        train(shards, tmp_path / name, TINY | settings, world_size=1)
+        return metrics(tmp_path / name)[-1]["memory_bytes"]
+
+    shape = Model(hidden_size=384, layers=4, heads=6)
+    measured = peak("run", shape, 2, 256) - peak("base", Model(hidden_size=32, layers=1, heads=2), 1, 32)
+    layout = Layout(stage, 1, 2, "fp32", on_gpu=False)
+    vocab_size = ShardIndex.load(shards).vocab_size
+    expected = estimate(shape, vocab_size=vocab_size, sequence_length=256, layout=layout).peak
+    assert expected == pytest.approx(measured, rel=0.15)

@@ -2,8 +2,9 @@
 
 What torch and DeepSpeed 0.19 keep is added up part by part (`parts`), and the peak is that of three moments: the end
 of the forward pass (all activations and the logits), the end of the backward pass (gradients and the buckets that
-reduce them), and the optimizer's update (a flat copy of the gradients beside them). On CPUs it is checked against
-real runs (ARCHITECTURE.md, "Memory"); on GPUs what the allocator wastes and the CUDA context come on top (RESERVED).
+reduce them), and the optimizer's update (a flat copy of the gradients beside them); on CPUs their sum, since what the
+allocator gets back stays with the process in pieces. On CPUs it is checked against real runs of one process
+(ARCHITECTURE.md); on GPUs what the allocator wastes and the CUDA context come on top (RESERVED).
 """
 
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Memory:
         activations: what the backward pass needs of the layers.
         logits: and their gradients.
         reused: whether freed memory serves the next moment, as on GPUs, or stays with the process in pieces.
+        kept_flat_gradients: those that find no freed piece to lie in, at stage 3, whose bucket stays.
     """
 
     weights: float
@@ -69,6 +71,7 @@ class Memory:
     activations: float
     logits: float
     reused: bool
+    kept_flat_gradients: float = 0.0
 
     @property
     def peak(self) -> float:
@@ -77,7 +80,7 @@ class Memory:
         forward = self.activations + self.logits
         backward = self.gradients + self.buckets
         if not self.reused:
-            return kept + forward + backward
+            return kept + forward + backward + self.kept_flat_gradients
         return kept + max(self.held_gradients + forward, backward, self.gradients + self.flat_gradients)
 
 
@@ -93,6 +96,7 @@ def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Lay
         optimizer = 8.0 * count
     if layout.stage == 3:
         weights = element * share + element * min(count, LIVE_ELEMENTS)
+        bucket += 4 * share  # what is reduced is copied into its parts
     gradients = 4 * (count if whole_gradients else share)
     flat = 4 * share if layout.stage else 0
     if layout.offload:
@@ -107,6 +111,7 @@ def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Lay
         activations=activation_bytes(model, tokens, element),
         logits=tokens * vocab_size * (8 if element == 4 else 10),
         reused=layout.on_gpu,
+        kept_flat_gradients=flat if layout.stage == 3 else 0.0,
     )
 
 

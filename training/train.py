@@ -170,7 +170,7 @@ def loop(
         mine = steps.take_step(engine, gauges.batches, everyone, (step - 1) * recipe.batch.sequences, rate)
         losses, stops = everyone.total([mine, stop.came])
         row = _row(job, engine, step, losses / everyone.world_size, rate, time.monotonic() - begun)
-        row |= gauges.read(recipe.batch.tokens, time.monotonic() - begun)
+        row |= gauges.read(recipe.batch.tokens, row["seconds"])
         if job.evaluation and (step % job.intervals.evaluate_every == 0 or step == plan.max_steps):
             row |= steps.evaluate(engine, job.evaluation, everyone)
             samples.write(engine, everyone, step)
