@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import TINY, metrics, train
 from small_shards import make_shards
 
 from tokenizer.shards import ShardIndex
