@@ -89,7 +89,7 @@ def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Lay
     count = size_of(model, vocab_size=vocab_size, context_tokens=sequence_length).parameters
     element, share = layout.weight_bytes, count / layout.world_size
     tokens = layout.micro_batch * sequence_length
-    bucket = 4 * min(count, BUCKET_ELEMENTS)
+    bucket = 4.0 * min(count, BUCKET_ELEMENTS)
     whole_gradients = layout.stage < 2
     weights, optimizer = float(element * count), 12 * share
     if layout.stage == 0:
