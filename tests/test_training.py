@@ -137,50 +137,27 @@ def test_export_logits_equal_those_of_the_checkpoint(unbroken, tmp_path, monkeyp
     assert exported.std() > 0.1
 
 
-def generate(run, *options):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "training" / "generate.py"), "--model", str(run / "export"), *options],
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_generate_is_greedy_by_default_and_seeded_otherwise(unbroken, monkeypatch):
+def test_generate_continues_with_the_exported_model(unbroken):
     import torch
 
-    from training.generate import complete
-
     run, _ = unbroken
-    job = generate(run, "--prompt", "def add(", "def join(", "--max_new_tokens", "12")
+    command = [sys.executable, str(ROOT / "training" / "generate.py"), "--model", str(run / "export")]
+    job = subprocess.run(
+        [*command, "--prompt", "def add(", "def join(", "--max_new_tokens", "12"], capture_output=True, text=True
+    )
     assert job.returncode == 0, job.stderr
-    model, tokenizer = open_offline(run / "export", monkeypatch)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = (one.from_pretrained(run / "export") for one in (AutoModelForCausalLM, AutoTokenizer))
     for prompt in ("def add(", "def join("):
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         for _ in range(12):
-            following = model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)
+            with torch.no_grad():
+                following = model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)
             if int(following) == 0:
                 break
             ids = torch.cat([ids, following], dim=1)
         assert tokenizer.decode(ids[0]) in job.stdout
-    options = {"max_new_tokens": 12, "temperature": 1.0, "samples": 3}
-    sampled = [list(complete(model, tokenizer, "def ", seed=seed, **options)) for seed in (1, 1, 2)]
-    assert sampled[0] == sampled[1] != sampled[2]
-    assert not any("<|endoftext|>" in text for text in sampled[0])
-
-
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        (["--prompt", "x", "--samples", "2"], "temperature"),
-        (["--prompt", "x", "--max_new_tokens", "32"], "context of 32"),
-        (["--prompt", "x", "--top_p", "0"], "top_p"),
-    ],
-)
-def test_generate_refuses_what_cannot_be(unbroken, options, line):
-    job = generate(unbroken[0], *options)
-    assert job.returncode == 1
-    assert line in job.stderr
-    assert job.stderr.count("\n") == 1
 
 
 def test_finished_run_is_left_as_it_is_and_other_settings_are_refused(unbroken, shards):

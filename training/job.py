@@ -12,12 +12,15 @@ from training.checkpoint import Checkpoint, Checkpoints, Retention
 from training.config import Recipe
 from training.engine import zero_stage
 from training.guard import Record, Tolerance
+from training.meter import require_wandb
 from training.objectives import prediction
 from training.processes import Processes
 from training.read_ahead import ReadAhead
 from training.run_folder import Plan, Rewind, RunFolder, find_tokenizer
 from training.sample_chain import Chain
+from training.samples import Samples
 from training.sources import Storage
+from training.watch import Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,6 +76,7 @@ class Job:
     configuration: dict[str, Any]
     tokenizer: Path
     tolerance: Tolerance
+    watch: Watch
 
     @property
     def is_done(self) -> bool:
@@ -119,6 +123,19 @@ class Job:
         """Numbers of the samples of a step, on whichever process."""
         return self.training.samples(self.plan.consumed(step))
 
+    def samples(self, step: int) -> Samples:
+        """What writes samples from `step` on."""
+        plan = self.plan
+        return Samples(
+            self.folder.samples,
+            self.tokenizer,
+            end_of_text_id=plan.end_of_text_id,
+            context_tokens=plan.recipe.batch.sequence_length,
+            watch=self.watch,
+            seed=plan.recipe.seed,
+            step=step,
+        )
+
     def last_checkpoint(self, processes: Processes) -> Checkpoint | None:
         """Where to go on from, checked; every process must call. ValueError if this run cannot."""
         last = self.checkpoints.newest_sound(processes) if self.begun else None
@@ -161,10 +178,13 @@ def prepare(
     evaluation_tokens: int,
     configuration: dict[str, Any],
     tokenizer: Path | None,
+    watch: Watch,
     resume: bool,
     overwrite: bool,
 ) -> Job:
     """Check everything that can be checked without torch, and write nothing. ValueError says what does not fit."""
+    if watch.wandb:
+        require_wandb()
     shards, sequences = storage.folders[0], recipe.batch.sequences
     index, folder = ShardIndex.load(shards), RunFolder(output)
     tokenizer_file = find_tokenizer(tokenizer or shards / "tokenizer", index)
@@ -191,6 +211,7 @@ def prepare(
         configuration,
         tokenizer_file,
         tolerance,
+        watch,
     )
 
 

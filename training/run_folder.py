@@ -107,7 +107,9 @@ class Plan:
 
 
 class RunFolder:
-    """RUN: plan.json, metrics.jsonl, tokenizer/, checkpoints/, tensorboard/, export/ and, when done, summary.json."""
+    """RUN: plan.json, data.json, metrics.jsonl, samples.jsonl, tokenizer/, checkpoints/, tensorboard/, and, when done,
+    export/, run.html and summary.json.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -116,6 +118,9 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.tokenizer = self.path / "tokenizer"
         self.export = self.path / "export"
+        self.samples = self.path / "samples.jsonl"
+        self.page = self.path / "run.html"
+        self.data = self.path / "data.json"
         self._plan, self._summary = self.path / "plan.json", self.path / "summary.json"
 
     @property
@@ -171,6 +176,10 @@ class RunFolder:
         self.tokenizer.mkdir(exist_ok=True)
         shutil.copyfile(tokenizer, self.tokenizer / tokenizer.name)
         self._summary.unlink(missing_ok=True)
+
+    def record_data(self, record: dict[str, Any]) -> None:
+        """Note what the data is, for the model card."""
+        write_durably(self.data, record)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Record the results; from now on the run is done."""

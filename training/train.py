@@ -7,11 +7,11 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tokenizer.command_line import run
 from training import engine as engines
-from training import processes, steps
+from training import processes, results, steps
 from training.config import Attention, Batch, Compute, Data, Model, Objective, Optimizer, Recipe, Schedule
 from training.guard import Guard, OnNan, Record, Tolerance
 from training.model import read_pretrained
@@ -19,6 +19,7 @@ from training.optimizer import learning_rate
 from training.run_length import replanned, with_known_length
 from training.sample_chain import Chain
 from training.stopping import STOPPED, StopRequest
+from training.watch import Watch
 from training.zero_settings import read_configuration
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from training.processes import Processes
 
 DEFAULTS = Recipe(Model(), Batch(), Optimizer(), Schedule(), seed=0)
+DEFAULT_WATCH = Watch()
 log = logging.getLogger("train")
 
 
@@ -62,6 +64,7 @@ def main(
     on_nan: OnNan = "rewind",
     bad_steps: int = 3,
     spike_factor: float = 0.0,
+    watch: Watch = DEFAULT_WATCH,
     resume: Literal["auto", "never"] = "auto",
     deepspeed: str = engines.DEFAULT_CONFIGURATION,
     tokenizer: str | None = None,
@@ -107,6 +110,7 @@ def main(
             goes back to the last checkpoint and leaves that data out (rewind), or ends (skip). stop: ends at once.
         bad_steps: in a row, after which on_nan decides.
         spike_factor: a gradient norm above that many times the running median is as bad as NaN; 0 = never.
+        watch: what the run shows of itself.
         resume: auto goes on from the last complete checkpoint; never refuses a folder that holds a run.
         deepspeed: DeepSpeed configuration, of ZeRO only; the rest is decided here.
         tokenizer: folder of the tokenizer.json that wrote the shards; default: SHARDS/tokenizer.
@@ -136,19 +140,20 @@ def main(
             save_in_background=save_in_background,
             tolerance=Tolerance(on_nan, bad_steps, spike_factor),
             evaluation_tokens=evaluation_tokens,
+            watch=watch,
             configuration=configuration,
             tokenizer=Path(tokenizer) if tokenizer else None,
             resume=resume == "auto",
             overwrite=overwrite,
         )
         if job.is_done:
-            _say_once(f"already trained\n{_results(job)}")
+            _say_once(f"already trained\n{results.told(job)}")
             return 0
         everyone, ending = processes.join(local_rank, threads, compute.precision), processes.Ending()
         stop = StopRequest()
         finished = _train(with_known_length(job, everyone), everyone, stop)
         processes.leave()
-    _say_once(_results(job) if finished else f"stopped and saved; the same command goes on ({output})")
+    _say_once(results.told(job) if finished else f"stopped and saved; the same command goes on ({output})")
     ending.code = 0 if finished else STOPPED
     return ending.code
 
@@ -169,7 +174,7 @@ def _train(job: "Job", everyone: "Processes", stop: StopRequest) -> bool:
         guard = Guard(job.tolerance, last.guard if last else Record())
         guard.attach(engine)
         step = last.step if last else 0
-        _announce(job, engine, everyone, step)
+        results.announce(job, engine, everyone, step)
         meter = _meter(job, step) if everyone.is_first else None
         with contextlib.closing(job.training):
             outcome, step = loop(job, engine, everyone, meter, stop, guard, last.chain if last else Chain())
@@ -183,7 +188,7 @@ def _train(job: "Job", everyone: "Processes", stop: StopRequest) -> bool:
         gc.collect()  # so that two engines need not fit
         job = job.rewound(step, skipped, everyone)
     if outcome is Outcome.FINISHED and everyone.is_first:
-        _finish(job)
+        results.finish(job)
     everyone.wait()
     return outcome is Outcome.FINISHED
 
@@ -220,7 +225,10 @@ def loop(
     All that it depends on is plan and step: data, learning rate and randomness are functions of them. A bad step
     changes nothing; what is saved is the last step, and none in a row of bad ones that may have to be gone back from.
     """
+    from training.gauges import Gauges
+
     recipe, plan, step = job.plan.recipe, job.plan, chain.step
+    gauges, samples = Gauges(engine, job.training, everyone, recipe.batch.sequence_length), job.samples(step)
     while step < plan.max_steps:
         begun = time.monotonic()
         step += 1
@@ -232,9 +240,11 @@ def loop(
         written = job.checkpoints.written
         losses, stops, refused, done = everyone.total([mine, stop.came, guard.refused(engine), written])
         row = _row(job, engine, step, losses / everyone.world_size, rate, time.monotonic() - begun)
+        row |= gauges.read(recipe.batch.tokens, row["seconds"])
         row |= guard.settle(engine, refused > 0) | plan.rewinds_told(step)
         if job.evaluation and (step % job.intervals.evaluate_every == 0 or step == plan.max_steps):
             row |= steps.evaluate(engine, job.evaluation, everyone)
+            samples.write(engine, everyone, step)
         if meter:
             meter.record(row)
         if guard.gives_up or done == everyone.world_size:
@@ -275,89 +285,24 @@ def _row(job: "Job", engine: "DeepSpeedEngine", step: int, loss: float, rate: fl
         "learning_rate": rate,
         "seconds": round(seconds, 4),
         "epoch": round(job.plan.seen(step) / job.training.windows, 6),
-        "data_wait_seconds": round(job.training.take_wait(), 4),
     } | job.training.epochs(job.plan.seen(step))
     return row if norm is None else row | {"gradient_norm": float(norm)}
 
 
 def _meter(job: "Job", step: int) -> "Meter":
+    from training import data_card
     from training.meter import Meter
 
-    return Meter(job.folder.metrics, job.folder.tensorboard, step=step, max_steps=job.plan.max_steps)
-
-
-def _announce(job: "Job", engine: "DeepSpeedEngine", everyone: "Processes", step: int) -> None:
-    if not everyone.is_first:
-        return
-    recipe = job.plan.recipe
-    log.info(
-        "%s of %s parameters; %s tokens of data; %d process%s on %s in %s, ZeRO stage %d",
-        job.plan.model_config().model_type,
-        f"{_parameters(job):,}",
-        f"{job.training.tokens:,}",
-        everyone.world_size,
-        "es" if everyone.world_size > 1 else "",
-        everyone.device.type,
-        everyone.precision + (" and bf16" if everyone.autocast else ""),
-        engine.zero_optimization_stage(),
+    job.folder.record_data(data_card.describe(job.training.stream.index, job.training.stream.folder))
+    streams = [source.stream for source in job.training.sources.all]
+    return Meter(
+        job.folder.metrics,
+        job.folder.tensorboard,
+        step=step,
+        max_steps=job.plan.max_steps,
+        bytes_per_token=sum(stream.text_bytes for stream in streams) / sum(map(len, streams)),
+        wandb=job.watch.wandb,
     )
-    log.info(
-        "%s steps of %s tokens, %.2f epochs%s",
-        f"{job.plan.max_steps:,}",
-        f"{recipe.batch.tokens:,}",
-        job.plan.max_steps * recipe.batch.sequences / job.training.windows,
-        f"; going on after step {step:,}" if step else "",
-    )
-
-
-def _parameters(job: "Job") -> int:
-    """Weights of the model, counted without allocating them."""
-    import torch
-
-    from training.model import build, count_parameters
-
-    with torch.device("meta"):
-        return count_parameters(build(job.plan.model_config(), seed=0))
-
-
-def _finish(job: "Job") -> None:
-    """Export the model and record the results, from what the run left on the disk."""
-    from training.export import export
-    from training.meter import read_metrics
-
-    export(job.folder, job.folder.export)
-    rows = read_metrics(job.folder.metrics)
-    seconds = sum(row["seconds"] for row in rows)
-    summary: dict[str, Any] = {
-        "steps": rows[-1]["step"],
-        "tokens": rows[-1]["tokens"],
-        "parameters": _parameters(job),
-        "loss": rows[-1]["loss"],
-        "tokens_per_second": round(rows[-1]["tokens"] / seconds, 1),
-        "training_seconds": round(seconds, 1),
-    }
-    names = ("validation_loss", "perplexity", "bits_per_byte")
-    job.folder.finish(summary | {name: rows[-1][name] for name in names if name in rows[-1]})
-
-
-def _results(job: "Job") -> str:
-    """The summary of a finished run, for people."""
-    summary = job.folder.summary
-    assert summary is not None
-    lines = []
-    if "validation_loss" in summary:
-        lines += [
-            f"held-out loss   {summary['validation_loss']:.4f} nats a token",
-            f"perplexity      {summary['perplexity']:.2f}",
-            f"bits per byte   {summary['bits_per_byte']:.4f}",
-        ]
-    lines += [
-        f"training loss   {summary['loss']:.4f} at step {summary['steps']:,}, {summary['tokens']:,} tokens",
-        f"tokens/s        {summary['tokens_per_second']:,.0f}",
-        f"model           {job.folder.export}",
-        f"metrics         {job.folder.metrics}",
-    ]
-    return "\n".join(lines)
 
 
 def _say_once(text: str) -> None:
