@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import TINY, metrics, train
 from small_shards import make_shards
@@ -113,6 +113,7 @@ def test_peaks_are_those_of_data_sheets():
     assert [known_peak(name) for name in names] == [989e12, 989e12, 312e12, 148e12, 756e12, None]
 
 
+@settings(deadline=None)  # a busy machine
 @given(unique=st.floats(1e6, 1e13), epochs=st.floats(0.1, 200))
 def test_repetition_is_worth_less_and_less(unique, epochs):
     worth = scaling.effective(epochs * unique, unique, scaling.REPETITION_SCALE)
@@ -137,6 +138,7 @@ def test_laws_give_the_published_figures():
     assert fresh > few > many > scaling.expected_loss(1e9, 1000e9, 1000e9) + 0.02
 
 
+@settings(deadline=None)  # a busy machine
 @given(
     stage=st.sampled_from([0, 1, 2, 3]),
     world_size=st.sampled_from([1, 2, 8]),

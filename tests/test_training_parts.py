@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.checkpoint import Checkpoint, Checkpoints, Retention
@@ -62,6 +62,7 @@ def test_tied_embeddings_count_once():
     assert count_parameters(tiny("llama", tie_embeddings=False)) - count_parameters(tiny("llama")) == 50 * 32
 
 
+@settings(deadline=None)  # a busy machine
 @given(
     kind=st.sampled_from(["cosine", "wsd"]),
     max_steps=st.integers(1, 2000),
@@ -80,6 +81,7 @@ def test_schedule_rises_to_the_peak_and_falls_to_the_final_fraction(kind, max_st
         assert rates[top - 1] == pytest.approx(0.5)
 
 
+@settings(deadline=None)  # a busy machine
 @given(first=st.integers(2, 300), data=st.data())
 def test_progress_bends_at_revisions_without_a_jump_and_ends_at_one(first, data):
     plan = PLAN.ending(0, first)
@@ -102,6 +104,7 @@ def test_plan_keeps_time_and_stays_once_revised():
     assert plan.keeping_time(50, seconds_left=-9, seconds_per_step=1).max_steps == 55
 
 
+@settings(deadline=None)  # a busy machine
 @given(sequences=st.integers(1, 200), world_size=st.integers(1, 16), most=st.integers(1, 64))
 def test_micro_batch_divides_the_share_of_a_process(sequences, world_size, most):
     batch = Batch(sequences=sequences, sequences_per_device=most)
@@ -244,6 +247,7 @@ def test_checkpoint_returns_from_its_marker_and_from_one_without_guard_and_chain
     assert Checkpoint.from_record(bare) == replace(CHECKPOINT, chain=Chain(20, "", ((20, ""),)))
 
 
+@settings(deadline=None)  # a busy machine
 @given(
     losses=st.lists(st.none() | st.floats(0, 9), min_size=1, max_size=30),
     last=st.integers(1, 4),
