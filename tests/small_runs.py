@@ -34,21 +34,24 @@ def free_port():
         return str(free.getsockname()[1])
 
 
-def words(shards, output, options):
+def words(shards, output, options, script=TRAIN):
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [str(TRAIN), "--shards", str(shards), "--output", str(output), *flags]
+    return [str(script), "--shards", str(shards), "--output", str(output), *flags]
 
 
 @contextlib.contextmanager
-def started(shards, output, options, world_size):
-    """The processes of one job, each a group of its own; what is left of them is killed at the end."""
+def started(shards, output, options, world_size, script=TRAIN, limits=None):
+    """The processes of one job, each a group of its own; what is left of them is killed at the end.
+
+    `limits` gives by rank the bytes that a file of that process may have.
+    """
     shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     jobs = []
     for rank in range(world_size):
         environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
         jobs.append(
             subprocess.Popen(
-                [sys.executable, *words(shards, output, options)],
+                [*limited(limits, rank), sys.executable, *words(shards, output, options, script)],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -66,14 +69,18 @@ def started(shards, output, options, world_size):
             job.stdout.close()
 
 
+def limited(limits, rank):
+    return ["prlimit", f"--fsize={limits[rank]}"] if limits and rank in limits else []
+
+
 def finish(jobs):
     """Exit codes and outputs of a job that ends by itself."""
     outputs = [job.communicate(timeout=LIMIT_SECONDS)[0] for job in jobs]
     return [job.returncode for job in jobs], outputs
 
 
-def train(shards, output, options, world_size=2):
-    with started(shards, output, options, world_size) as jobs:
+def train(shards, output, options, world_size=2, script=TRAIN):
+    with started(shards, output, options, world_size, script) as jobs:
         codes, outputs = finish(jobs)
     assert codes == [0] * world_size, outputs
     return outputs

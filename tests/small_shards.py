@@ -21,14 +21,14 @@ def documents(count: int, seed: int) -> list[str]:
     return texts
 
 
-def make_tokenizer(folder: Path, vocab_size: int = 300) -> Encoder:
+def make_tokenizer(folder: Path, vocab_size: int = 300, more: tuple[str, ...] = ()) -> Encoder:
     """Train and save a byte-level BPE; token 0 ends a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *more],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -55,7 +55,7 @@ def test_every_command_runs(tmp_path):
     place(tmp_path)
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     lines = commands()
-    assert len(lines) == 25
+    assert len(lines) == 29
     for line in lines:
         words = shlex.split(line.replace("--num_gpus 8", "--num_gpus 2"))
         if words[0] == "deepspeed":

@@ -138,7 +138,7 @@ def test_training_reads_what_is_not_held_out_bit_by_bit(corpus, tmp_path, monkey
     monkeypatch.setattr(samples, "BATCH_FILES", 7)
     sizes = []
     trained = train.trained
-    monkeypatch.setattr(train, "trained", lambda texts, size: trained(seen(texts, sizes), size))
+    monkeypatch.setattr(train, "trained", lambda texts, *sizes_of: trained(seen(texts, sizes), *sizes_of))
     train.main(sample=corpus["sample"], output=str(tmp_path / "out"), vocab_size=300)
     assert sum(sizes) == len(corpus["contents"])
     assert max(sizes) <= 7

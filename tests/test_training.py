@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -86,7 +88,7 @@ def held_out_loss(model, shards, max_tokens):
 
     batches = EvaluationBatches(TokenStream(shards, "validation"), sequence_length=32, max_tokens=max_tokens)
     with torch.no_grad():
-        windows = [model(input_ids=rows, labels=rows).loss.item() for rows, _ in batches.share(1, 0, 1)]
+        windows = [model(**batch, shift_labels=batch["labels"]).loss.item() for batch in batches.share(1, 0, 1)]
     return sum(windows) / len(windows)
 
 
@@ -135,50 +137,27 @@ def test_export_logits_equal_those_of_the_checkpoint(unbroken, tmp_path, monkeyp
     assert exported.std() > 0.1
 
 
-def generate(run, *options):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "training" / "generate.py"), "--model", str(run / "export"), *options],
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_generate_is_greedy_by_default_and_seeded_otherwise(unbroken, monkeypatch):
+def test_generate_continues_with_the_exported_model(unbroken):
     import torch
 
-    from training.generate import complete
-
     run, _ = unbroken
-    job = generate(run, "--prompt", "def add(", "def join(", "--max_new_tokens", "12")
+    command = [sys.executable, str(ROOT / "training" / "generate.py"), "--model", str(run / "export")]
+    job = subprocess.run(
+        [*command, "--prompt", "def add(", "def join(", "--max_new_tokens", "12"], capture_output=True, text=True
+    )
     assert job.returncode == 0, job.stderr
-    model, tokenizer = open_offline(run / "export", monkeypatch)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = (one.from_pretrained(run / "export") for one in (AutoModelForCausalLM, AutoTokenizer))
     for prompt in ("def add(", "def join("):
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         for _ in range(12):
-            following = model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)
+            with torch.no_grad():
+                following = model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)
             if int(following) == 0:
                 break
             ids = torch.cat([ids, following], dim=1)
         assert tokenizer.decode(ids[0]) in job.stdout
-    options = {"max_new_tokens": 12, "temperature": 1.0, "samples": 3}
-    sampled = [list(complete(model, tokenizer, "def ", seed=seed, **options)) for seed in (1, 1, 2)]
-    assert sampled[0] == sampled[1] != sampled[2]
-    assert not any("<|endoftext|>" in text for text in sampled[0])
-
-
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        (["--prompt", "x", "--samples", "2"], "temperature"),
-        (["--prompt", "x", "--max_new_tokens", "32"], "context of 32"),
-        (["--prompt", "x", "--top_p", "0"], "top_p"),
-    ],
-)
-def test_generate_refuses_what_cannot_be(unbroken, options, line):
-    job = generate(unbroken[0], *options)
-    assert job.returncode == 1
-    assert line in job.stderr
-    assert job.stderr.count("\n") == 1
 
 
 def test_finished_run_is_left_as_it_is_and_other_settings_are_refused(unbroken, shards):
@@ -190,7 +169,6 @@ def test_finished_run_is_left_as_it_is_and_other_settings_are_refused(unbroken, 
         (LONG | {"optimizer.learning_rate": 0.02}, "optimizer.learning_rate 0.02 (was 0.01)"),
         (LONG | {"resume": "never"}, "holds a training run"),
         (LONG | {"max_steps": 70}, "has taken 80 steps, more than the 70 asked for"),
-        (LONG | {"max_steps": 90}, "was saved by 2 processes, this run has 1"),
     ):
         with started(shards, run, changed, 1) as jobs:
             (code,), (printed,) = finish(jobs)
@@ -202,11 +180,14 @@ def test_finished_run_is_left_as_it_is_and_other_settings_are_refused(unbroken, 
 
 def test_killed_then_stopped_then_resumed_run_equals_the_unbroken_one(unbroken, shards, tmp_path):
     run = tmp_path / "run"
+    step = random.randrange(25, 40)
     with started(shards, run, LONG, 2) as jobs:
-        wait_for_step(run, 25, jobs)
+        wait_for_step(run, step, jobs)
+        while not (run / "checkpoints/step_00000020/complete.json").is_file():
+            time.sleep(0.01)
         for job in jobs:
             os.killpg(job.pid, signal.SIGKILL)
-    assert 25 <= len(metrics(run)) < 80
+    assert step <= len(metrics(run)) < 80
     shutil.copytree(run / "checkpoints/step_00000020", run / "checkpoints/step_00000030")
     (run / "checkpoints/step_00000030/complete.json").unlink()
 
@@ -224,13 +205,15 @@ def test_killed_then_stopped_then_resumed_run_equals_the_unbroken_one(unbroken, 
     assert [row["step"] for row in metrics(run)] == list(range(1, 81))
     assert losses(run) == losses(unbroken[0])
     assert metrics(run)[-1]["validation_loss"] == metrics(unbroken[0])[-1]["validation_loss"]
+    weights = [(path / "export" / "model.safetensors").read_bytes() for path in (run, unbroken[0])]
+    assert weights[0] == weights[1], f"killed at step {step}"
 
 
 @pytest.fixture(scope="module")
 def alone(shards, tmp_path_factory):
     """The short run in one process."""
     run = tmp_path_factory.mktemp("alone") / "run"
-    train(shards, run, SHORT, world_size=1)
+    train(shards, run, SHORT | {"save_in_background": "false"}, world_size=1)
     return run
 
 
@@ -244,7 +227,10 @@ def test_finished_run_goes_on_when_more_steps_are_asked_for(alone, shards, tmp_p
     assert (run / "export" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
+SLOW_STAGES = [pytest.param(name, marks=pytest.mark.slow) for name in ("zero1", "zero3")]  # test_exactness.py has them
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3_offload", *SLOW_STAGES])
 def test_every_zero_stage_on_two_processes_trains_as_one_process_does(alone, shards, tmp_path, name, monkeypatch):
     run = tmp_path / "run"
     size = {"zero1": 1, "zero2": 4}.get(name, 2)

@@ -70,7 +70,7 @@ def test_damaged_shard_is_named(shards, tmp_path):
 
 def test_keys_of_the_run_in_a_deepspeed_configuration_are_refused(shards, tmp_path):
     path = tmp_path / "mine.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": 1}, "optimizer": {"type": "AdamW"}}))
+    path.write_text(json.dumps({"zero_optimization": {"stage": 1}, "optimizer": {"type": "Lamb"}}))
     job = refused(shards, tmp_path / "run", SHORT | {"deepspeed": path})
     assert job.returncode == 1
     assert "'optimizer' is decided by --optimizer.*; remove it" in job.stderr

@@ -29,15 +29,24 @@ TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 REPOSITORY_NAME, FILE_SEPARATOR = "<repo_name>", "<file_sep>"
 # Fill-in-the-middle and repository tokens by the names that StarCoder gave them.
+FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX = "<fim_prefix>", "<fim_middle>", "<fim_suffix>"
 SPECIAL_TOKENS = (
     END_OF_TEXT,
-    "<fim_prefix>",
-    "<fim_middle>",
-    "<fim_suffix>",
+    FIM_PREFIX,
+    FIM_MIDDLE,
+    FIM_SUFFIX,
     "<fim_pad>",
     REPOSITORY_NAME,
     FILE_SEPARATOR,
 )
+# What encoders need (tokenizer/train.py --sentinels), by the names of BERT's and T5's.
+MASK = "<mask>"
+
+
+def sentinel(number: int) -> str:
+    """The token that stands for hidden run `number` of a text."""
+    return f"<extra_id_{number}>"
+
 
 # Documents above this are cut.
 LONG_BYTES = PIECE_BYTES
@@ -117,11 +126,17 @@ class Encoder:
             first = number + 1
         return _joined(parts)
 
+    def special_ids(self) -> Ids:
+        """The ids of all special tokens: what ends or divides documents, and what objectives put between tokens."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return np.array(sorted(number for number, token in added.items() if token.special), np.uint32)
+
     def id_of(self, special: str) -> int:
         """The id of a special token; ValueError if the tokenizer has none of that name."""
         found = self._tokenizer.token_to_id(special)
         if found is None:
-            raise ValueError(f"the tokenizer has no token {special}; train one with tokenizer/train.py")
+            option = " --sentinels N" if special == MASK or special.startswith("<extra_id_") else ""
+            raise ValueError(f"the tokenizer has no token {special}; train one with tokenizer/train.py{option}")
         return int(found)
 
     def decode(self, ids: Ids) -> str:

@@ -5,7 +5,7 @@ import itertools
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class TokenStream:
         self._paths = [f"{self.folder}/{shard.name}" for shard in self.shards]
         self._ends = list(itertools.accumulate(shard.tokens for shard in self.shards))
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self._views: dict[int, tuple[list[int], list[TokenArray]]] = {}  # of mapped shards: begins and tokens
         self._layouts: dict[int, NDArray[np.int64]] = {}
         if verify:
             for shard in self.shards:
@@ -66,6 +67,22 @@ class TokenStream:
         for piece in self._pieces(start, len(out)):
             out[filled : filled + len(piece)] = piece
             filled += len(piece)
+
+    def read_rows(self, starts: Sequence[int], out: NDArray[Any]) -> None:
+        """Fill each row of `out` (n, length) with the tokens from its start on; some 1 µs a row of a mapped shard."""
+        if any(start < 0 for start in starts):
+            raise IndexError(f"a row begins at token {min(starts)}, before the split")
+        ends, views, length = self._ends, self._views, out.shape[1]
+        for start, row in zip(starts, out, strict=True):
+            view = views.get(bisect.bisect_right(ends, start))
+            if view is not None:
+                number = bisect.bisect_right(view[0], start) - 1
+                within = start - view[0][number]
+                piece = view[1][number][within : within + length]
+                if len(piece) == length:
+                    row[:] = piece
+                    continue
+            self.read(start, row)
 
     def _pieces(self, start: int, length: int) -> Iterator[TokenArray]:
         """The tokens [start, start + length), in runs."""
@@ -94,12 +111,27 @@ class TokenStream:
                     os.preadv(descriptor, [tokens.data], place)
                     return tokens
             with _opened(self._paths[number], self.shards[number]) as descriptor:
-                shard_map = self._maps[number] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-            if len(self._maps) > MAX_MAPS:
-                self._maps.popitem(last=False)  # unmapped as soon as no view of it is left
+                shard_map = self._map(number, descriptor)
         elif count > SHORT_TOKENS:
             self._maps.move_to_end(number)
         return np.frombuffer(shard_map, self.dtype, count, place)
+
+    def _map(self, number: int, descriptor: int) -> mmap.mmap:
+        """Map a shard whose layout is known; the longest unused map beyond MAX_MAPS goes."""
+        shard_map = self._maps[number] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        first, (ends, places) = self._ends[number] - self.shards[number].tokens, self._layout(number)
+        counts = np.diff(ends, prepend=0).tolist()
+        runs = zip(counts, places.tolist(), strict=True)
+        views = [np.frombuffer(shard_map, self.dtype, count, place) for count, place in runs]
+        self._views[number] = ([first, *(first + ends[:-1]).tolist()], views)
+        if len(self._maps) > MAX_MAPS:
+            self._forget(next(iter(self._maps)))
+        return shard_map
+
+    def _forget(self, number: int) -> None:
+        """Unmap a shard, as soon as no view of it is left."""
+        self._maps.pop(number, None)
+        self._views.pop(number, None)
 
     def _layout(self, number: int) -> NDArray[np.int64]:
         if number not in self._layouts:

@@ -33,7 +33,7 @@ MAX_PAIR_COUNT = (1 << 31) - 1
 RECORD_FILE = "training.json"
 
 
-def main(*, sample: str, output: str, vocab_size: int = 32768, overwrite: bool = False) -> None:
+def main(*, sample: str, output: str, vocab_size: int = 32768, sentinels: int = 0, overwrite: bool = False) -> None:
     """Train a tokenizer on the files of a sample that are not held out.
 
     Text is read as it is needed: what grows in memory are the distinct words.
@@ -42,17 +42,22 @@ def main(*, sample: str, output: str, vocab_size: int = 32768, overwrite: bool =
         sample: table of a sample, as spark_jobs/sample.py writes it.
         output: folder for `tokenizer.json` and its configuration; it is there whole or not at all.
         vocab_size: entries, special tokens among them.
+        sentinels: also give it `<mask>` and so many of `<extra_id_0>`, …, for training with --objective.kind masked
+            or spans; spans hides one run of a sequence for each, with its settings as they are one in 20 tokens.
         overwrite: replace what lies there.
     """
     from tokenizer import samples
-    from tokenizer.encode import SPECIAL_TOKENS, TOKENIZER_FILE
+    from tokenizer.encode import TOKENIZER_FILE
     from tokenizer.whole_folder import require_apart, whole_folder
 
-    least = 256 + len(SPECIAL_TOKENS)
+    if sentinels < 0:
+        raise ValueError(f"sentinels {sentinels} is below 0; choose 0 or more")
+    least = 256 + len(special_tokens(sentinels))
     if vocab_size < least:
         raise ValueError(f"vocab_size is {vocab_size}; it must be at least {least}: all bytes and the special tokens")
     folder = Path(output)
-    record = {"inputs": {"sample": samples.fingerprint(sample)}, "vocab_size": vocab_size}
+    record: dict[str, Any] = {"inputs": {"sample": samples.fingerprint(sample)}, "vocab_size": vocab_size}
+    record |= {"sentinels": sentinels} if sentinels else {}
     if _done(folder, record, overwrite):
         return
     require_apart(output, [sample])
@@ -65,29 +70,35 @@ def main(*, sample: str, output: str, vocab_size: int = 32768, overwrite: bool =
     with whole_folder(folder, overwrite=overwrite) as place:
         with _Progress(text_bytes) as progress:
             rows = samples.batches(sample, held_out=False, columns=("content", "size"))
-            tokenizer = trained(progress.texts_of(rows), vocab_size)
+            tokenizer = trained(progress.texts_of(rows), vocab_size, sentinels)
         tokenizer.save(str(place / TOKENIZER_FILE))
-        for name, content in _transformers_files().items():
+        for name, content in _transformers_files(sentinels).items():
             (place / name).write_text(json.dumps(content, indent=1) + "\n")
         (place / RECORD_FILE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     print(f"tokenizer: {tokenizer.get_vocab_size():,} entries in {time.monotonic() - begin:.0f} s, in {output}")
 
 
-def trained(texts: Iterable[str] | Iterable[list[str]], vocab_size: int) -> "Tokenizer":
+def special_tokens(sentinels: int = 0) -> list[str]:
+    """All special tokens of a tokenizer in the order of their ids."""
+    from tokenizer.encode import MASK, SPECIAL_TOKENS, sentinel
+
+    more = [MASK, *(sentinel(number) for number in range(sentinels))] if sentinels else []
+    return [*SPECIAL_TOKENS, *more]
+
+
+def trained(texts: Iterable[str] | Iterable[list[str]], vocab_size: int, sentinels: int = 0) -> "Tokenizer":
     """A byte-level BPE tokenizer of at most `vocab_size` entries; the special tokens have the first ids.
 
     The order of the texts does not matter.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from tokenizer.encode import SPECIAL_TOKENS
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _split(TRAINING_SPLIT)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=special_tokens(sentinels),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -194,12 +205,13 @@ def _done(folder: Path, record: dict[str, Any], overwrite: bool) -> bool:
     return True
 
 
-def _transformers_files() -> dict[str, dict[str, Any]]:
+def _transformers_files(sentinels: int) -> dict[str, dict[str, Any]]:
     """What `AutoTokenizer.from_pretrained` reads beside `tokenizer.json`."""
-    from tokenizer.encode import END_OF_TEXT, SPECIAL_TOKENS
+    from tokenizer.encode import END_OF_TEXT, MASK
 
     roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT, "pad_token": "<fim_pad>"}
-    special = {**roles, "additional_special_tokens": list(SPECIAL_TOKENS[1:])}
+    roles |= {"mask_token": MASK} if sentinels else {}
+    special = {**roles, "additional_special_tokens": special_tokens(sentinels)[1:]}
     configuration = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **special}
     return {"tokenizer_config.json": configuration, "special_tokens_map.json": special}
 

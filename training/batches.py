@@ -1,104 +1,38 @@
 """Which tokens a training step sees: a pure function of the seed, the data and the number of the sequence.
 
-A split of N windows is read in an order that is computed and never stored: epoch e visits window P_e(0), P_e(1), …
-where P_e is a permutation of [0, N) keyed by (seed, data fingerprint, sequence length, e). Training sequence n is
-position n mod N of epoch n div N. So the data state of a run is one integer, the sequences consumed, and the global
-batch is the same however many processes, micro-batches or accumulation steps share it.
+Training sequence n comes from a source and a window that are computed from n alone (order.py, sources.py), and what an
+objective makes of it draws from a generator keyed by n. So the data state of a run is one integer, the sequences
+consumed, and the global batch is the same however many processes, micro-batches or accumulation steps share it.
 """
 
-import hashlib
+import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizer.shards import TokenStream
+from training.config import Data
+from training.objectives import NOTHING, Arrays, Causal, Prediction
+from training.order import Numbers, count_windows
+from training.sources import Sources
 
 if TYPE_CHECKING:
     import torch
 
-Numbers = NDArray[np.uint64]
-ROUNDS = 6
+    MicroBatch = dict[str, torch.Tensor]
+
+# Sequences whose windows are computed at once, and how many such blocks are kept: a call costs some 100 µs.
+ORDER_BLOCK, ORDER_BLOCKS = 1024, 4
 
 
-class Permutation:
-    """A keyed permutation of [0, size) that is computed entry by entry, in O(1) memory.
-
-    A Feistel network over mixed radix (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002): a number
-    is a pair (left, right) with left < a, right < b and a·b ≥ size; each round adds a keyed hash of one half to the
-    other. Results outside the domain are permuted again until they fall inside (cycle walking); with a ≈ √size
-    that concerns fewer than 2/√size of all numbers. About 50 ns a number.
-
-    Args:
-        size: of the domain, 1 to 2^62.
-        key: any text; another key gives an unrelated permutation.
-    """
-
-    def __init__(self, size: int, key: str) -> None:
-        if not 1 <= size <= 1 << 62:
-            raise ValueError(f"a permutation of {size} entries is outside 1 to 2^62")
-        a = max(1, int(size**0.5))
-        self.size, self.radices = np.uint64(size), (np.uint64(a), np.uint64(-(-size // a)))
-        self.keys = np.frombuffer(hashlib.blake2b(key.encode(), digest_size=8 * ROUNDS).digest(), "<u8")
-
-    def __call__(self, positions: Numbers) -> Numbers:
-        """The entries at `positions` (any shape, each below `size`)."""
-        entries = self._rounds(np.asarray(positions, np.uint64))
-        outside = entries >= self.size
-        while outside.any():
-            entries[outside] = self._rounds(entries[outside])
-            outside = entries >= self.size
-        return entries
-
-    def _rounds(self, numbers: Numbers) -> Numbers:
-        halves = list(np.divmod(numbers, self.radices[1]))
-        for number, key in enumerate(self.keys):
-            this, other = number % 2, 1 - number % 2
-            halves[this] = (halves[this] + _mix(halves[other] ^ key) % self.radices[this]) % self.radices[this]
-        numbers = halves[0] * self.radices[1] + halves[1]
-        return numbers
-
-
-def _mix(values: Numbers) -> Numbers:
-    """The finaliser of SplitMix64: each output bit depends on every input bit."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-class TrainingOrder:
-    """Sequence number -> window number, over endless epochs each in an order of its own."""
-
-    def __init__(self, windows: int, identity: str) -> None:
-        self.windows, self.identity = windows, identity
-
-    def __call__(self, numbers: Numbers) -> Numbers:
-        """Windows of the sequences `numbers` (n,); a batch may reach over the end of an epoch."""
-        epochs, positions = np.divmod(np.asarray(numbers, np.uint64), np.uint64(self.windows))
-        found = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            found[here] = Permutation(self.windows, f"{self.identity}:{epoch}")(positions[here])
-        return found
-
-
-def count_windows(tokens: int, sequence_length: int) -> int:
-    """Windows [i·T, i·T + T + 1) that fit; neighbours share one token, so each token but the first is a label once.
-
-    Up to T - 1 tokens at the end of the split belong to no window.
-    """
-    return (tokens - 1) // sequence_length
-
-
-def read_windows(stream: TokenStream, windows: Numbers, sequence_length: int) -> "torch.Tensor":
-    """Tokens of the given windows: int64 tensor (windows, sequence_length + 1); labels are inputs shifted by one."""
-    import torch
-
+def read_windows(stream: TokenStream, windows: Numbers, sequence_length: int) -> NDArray[Any]:
+    """Tokens (windows, sequence_length + 1) of the given windows, in the type of the shards."""
     rows = np.empty((len(windows), sequence_length + 1), stream.dtype)
-    for row, window in zip(rows, windows, strict=True):
-        stream.read(int(window) * sequence_length, row)
-    return torch.from_numpy(rows.astype(np.int64))
+    stream.read_rows([window * sequence_length for window in windows.tolist()], rows)
+    return rows
 
 
 class TrainingBatches:
@@ -107,32 +41,132 @@ class TrainingBatches:
     Global batch s holds sequences [s·G, s·G + G); rank r of W takes the r-th contiguous slice of G / W of them.
 
     Args:
-        stream: the training split.
+        streams: the training split, or those of several folders.
         sequence_length: T, tokens a sequence predicts.
         sequences: G, sequences a global batch.
-        seed: of the order.
+        seed: of the order, and of what objectives draw.
+        data: weights of the streams, how far they are shuffled, and the sequence-length warm-up.
+        predict: rows -> inputs and labels; default: the next token.
+        flatten: lay sequences that have positions end to end in one row, which is what the variable-length kernels of
+            flash attention take for documents.
     """
 
-    def __init__(self, stream: TokenStream, *, sequence_length: int, sequences: int, seed: int) -> None:
-        self.stream, self.sequence_length, self.sequences = stream, sequence_length, sequences
-        self.windows = count_windows(len(stream), sequence_length)
-        if self.windows < 1:
-            raise ValueError(
-                f"batch.sequence_length {sequence_length} needs {sequence_length + 1} tokens, the training split has "
-                f"{len(stream)}; choose a shorter one or more data"
-            )
-        fingerprint = stream.index.fingerprint(stream.split)
-        self.order = TrainingOrder(self.windows, f"{seed}:{fingerprint}:{sequence_length}")
+    def __init__(
+        self,
+        streams: TokenStream | list[TokenStream],
+        *,
+        sequence_length: int,
+        sequences: int,
+        seed: int,
+        data: Data | None = None,
+        predict: Prediction | None = None,
+        flatten: bool = False,
+    ) -> None:
+        streams, data = [streams] if isinstance(streams, TokenStream) else streams, data or Data()
+        self.sequence_length, self.sequences, self.seed = sequence_length, sequences, seed
+        self.sources = Sources(
+            streams,
+            sequence_length=sequence_length,
+            seed=seed,
+            weights=data.weights,
+            shuffle_tokens=data.shuffle_tokens,
+        )
+        self.lengths = warmup_lengths(data, sequence_length)
+        self.predict, self.flatten = predict or Causal(), flatten
+        self._warmup_steps, self._blocks = data.warmup_steps, dict[int, tuple[Numbers, Numbers]]()
+        self._lock = threading.Lock()  # of the blocks: a thread reads ahead while the loop asks for numbers
 
-    def share(self, consumed: int, size: int, rank: int, world_size: int) -> Iterator["torch.Tensor"]:
-        """A rank's part of the global batch that begins at sequence `consumed`: (size, T + 1) tokens at a time."""
+    @property
+    def stream(self) -> TokenStream:
+        """The training split of the first folder."""
+        return self.sources.all[0].stream
+
+    @property
+    def tokens(self) -> int:
+        """Of all folders."""
+        return sum(len(source.stream) for source in self.sources.all)
+
+    @property
+    def windows(self) -> int:
+        """Sequences of one epoch, of all folders together."""
+        return self.sources.windows
+
+    def length_at(self, consumed: int) -> int:
+        """The sequence length of the step whose global batch begins at sequence `consumed`."""
+        step = consumed // self.sequences
+        if step >= self._warmup_steps:
+            return self.sequence_length
+        return self.lengths[step * len(self.lengths) // self._warmup_steps]
+
+    def epochs(self, consumed: int) -> dict[str, float]:
+        """How often each folder has been read after `consumed` sequences, where there are several."""
+        if len(self.sources.all) == 1:
+            return {}
+        read = zip(self.sources.all, self.sources.epochs(consumed), strict=True)
+        return {f"epoch_{number}_{source.name}": round(epochs, 6) for number, (source, epochs) in enumerate(read)}
+
+    def samples(self, consumed: int) -> Numbers:
+        """Source and window (G, 2) of each sequence of the global batch that begins at `consumed`."""
+        return np.stack(self._places(np.arange(consumed, consumed + self.sequences, dtype=np.uint64)), axis=1)
+
+    def share(self, consumed: int, size: int, rank: int, world_size: int) -> Iterator["MicroBatch"]:
+        """A rank's part of the global batch that begins at sequence `consumed`, `size` sequences at a time.
+
+        A micro-batch holds `input_ids` and `labels` (see objectives.py), and further arguments of the model. In a
+        sequence-length warm-up each sequence is cut into several rows: the tokens of a step stay the same.
+        """
         share = self.sequences // world_size
         assert share * world_size == self.sequences, (self.sequences, world_size)
         assert share % size == 0, (share, size)
-        begin = consumed + rank * share
+        length, begin = self.length_at(consumed), consumed + rank * share
         for first in range(begin, begin + share, size):
             numbers = np.arange(first, first + size, dtype=np.uint64)
-            yield read_windows(self.stream, self.order(numbers), self.sequence_length)
+            yield self._micro_batch(numbers, length)
+
+    def _micro_batch(self, numbers: Numbers, length: int) -> "MicroBatch":
+        rows = self._rows(numbers)
+        parts = self.sequence_length // length
+        if parts > 1:  # each part shares its last token with the next, as windows do
+            places = np.arange(parts)[:, None] * length + np.arange(length + 1)
+            rows = rows[:, places].reshape(-1, length + 1)
+        keys = []
+        if not isinstance(self.predict, Causal):  # which draws nothing
+            keys = [f"{self.seed}:{number}:{part}" for number in numbers.tolist() for part in range(parts)]
+        return tensors(self.predict(rows, keys), flatten=self.flatten)
+
+    def _rows(self, numbers: Numbers) -> NDArray[Any]:
+        sources, windows = self._places(numbers)
+        if len(self.sources.all) == 1:
+            return read_windows(self.stream, windows, self.sequence_length)
+        rows = np.empty((len(numbers), self.sequence_length + 1), self.stream.dtype)
+        for number, source in enumerate(self.sources.all):
+            here = sources == number
+            rows[here] = read_windows(source.stream, windows[here], self.sequence_length)
+        return rows
+
+    def _places(self, numbers: Numbers) -> tuple[Numbers, Numbers]:
+        """Source and window of consecutive sequences, from blocks that are computed once."""
+        first, last = int(numbers[0]), int(numbers[-1])
+        blocks = range(first // ORDER_BLOCK, last // ORDER_BLOCK + 1)
+        sources, windows = (np.concatenate(parts) for parts in zip(*map(self._locked_block, blocks), strict=True))
+        begin = first - blocks[0] * ORDER_BLOCK
+        return sources[begin : begin + len(numbers)], windows[begin : begin + len(numbers)]
+
+    def _locked_block(self, block: int) -> tuple[Numbers, Numbers]:
+        with self._lock:
+            return self._block(block)
+
+    def _block(self, block: int) -> tuple[Numbers, Numbers]:
+        found = self._blocks.get(block)
+        if found is None:
+            found = self.sources(np.arange(block * ORDER_BLOCK, (block + 1) * ORDER_BLOCK, dtype=np.uint64))
+            while len(self._blocks) >= ORDER_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+            self._blocks[block] = found
+            if self.sources.is_remote:  # a group ahead, of which this many windows name nearly all shards
+                ahead = (block + 1) * ORDER_BLOCK + self.sources.group
+                self.sources.expect(np.arange(ahead, ahead + ORDER_BLOCK, dtype=np.uint64))
+        return found
 
 
 class EvaluationBatches:
@@ -142,30 +176,81 @@ class EvaluationBatches:
         stream: the validation split; one shorter than a window is read as a single shorter one.
         sequence_length: T.
         max_tokens: bound on what one evaluation reads; at least one window is read.
+        predict: rows -> inputs and labels; default: the next token. What it draws is the same at every evaluation.
+        flatten: as of TrainingBatches.
     """
 
-    def __init__(self, stream: TokenStream, *, sequence_length: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        sequence_length: int,
+        max_tokens: int,
+        predict: Prediction | None = None,
+        flatten: bool = False,
+    ) -> None:
         if len(stream) < 2:
             raise ValueError(
                 f"the validation split has {len(stream)} tokens, evaluation needs two or more; write shards with a "
                 "larger one, or train with --evaluation_tokens 0"
             )
         self.stream, self.sequence_length = stream, min(sequence_length, len(stream) - 1)
+        self.predict, self.flatten = predict or Causal(), flatten
         windows = count_windows(len(stream), self.sequence_length)
         self.count = min(windows, max(1, max_tokens // self.sequence_length))
 
-    def share(self, size: int, rank: int, world_size: int) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
-        """A rank's batches: tokens (size, T + 1), and a mask (size,) that is false for rows that only fill a batch.
+    def share(self, size: int, rank: int, world_size: int) -> Iterator["MicroBatch"]:
+        """A rank's micro-batches of `size` sequences, as of TrainingBatches.
 
         Every rank gets equally many, because a sharded model is gathered by all ranks at once; where the windows do
-        not divide evenly, repeated ones fill up.
+        not divide evenly, repeated ones fill up, whose labels are all -100.
         """
-        import torch
-
         for first in range(rank * size, self._padded(size * world_size), size * world_size):
             numbers = np.arange(first, first + size, dtype=np.uint64)
             windows = numbers % np.uint64(self.count)
-            yield read_windows(self.stream, windows, self.sequence_length), torch.from_numpy(numbers < self.count)
+            rows = read_windows(self.stream, windows, self.sequence_length)
+            arrays = self.predict(rows, [f"evaluation:{window}" for window in windows.tolist()])
+            arrays["labels"] = np.where((numbers < self.count)[:, None], arrays["labels"].astype(np.int64), NOTHING)
+            yield tensors(arrays, flatten=self.flatten)
 
     def _padded(self, together: int) -> int:
         return -(-self.count // together) * together
+
+
+def warmup_lengths(data: Data, sequence_length: int) -> list[int]:
+    """The sequence lengths of a run, from the shortest on, each twice the one before."""
+    lengths = [sequence_length]
+    while data.warmup_steps and lengths[0] > data.warmup_length:
+        if lengths[0] % 2:
+            raise ValueError(
+                f"data.warmup_length {data.warmup_length} cannot be reached by halving batch.sequence_length "
+                f"{sequence_length}; choose it so, or data.warmup_steps 0"
+            )
+        lengths.insert(0, lengths[0] // 2)
+    if lengths[0] != min(sequence_length, data.warmup_length) and data.warmup_steps:
+        raise ValueError(
+            f"data.warmup_length {data.warmup_length} is not batch.sequence_length {sequence_length} halved some "
+            f"times; {lengths[0]} is"
+        )
+    return lengths
+
+
+@cache
+def _has_gpu() -> bool:
+    """Asked once: torch looks at the machine each time."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def tensors(arrays: Arrays, *, flatten: bool = False) -> "MicroBatch":
+    """Contiguous int64 tensors, in page-locked memory where there is a GPU; torch reuses that when a copy is done."""
+    import torch
+
+    flatten, pinned = flatten and "position_ids" in arrays, _has_gpu()
+    found = {}
+    for name, array in arrays.items():
+        shape = (1, array.size) if flatten else array.shape
+        found[name] = torch.empty(shape, dtype=torch.int64, pin_memory=pinned)
+        found[name].numpy().reshape(array.shape)[...] = array
+    return found

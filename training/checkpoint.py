@@ -1,25 +1,33 @@
 """Checkpoints that are complete or absent: DeepSpeed's files, made durable, then a marker that says what they are.
 
-A checkpoint is `checkpoints/step_00001000/`: DeepSpeed writes into `step_00001000.partial`, every file is flushed to
-the disk, the folder is renamed, and `complete.json` is written last. A folder without the marker does not count and
-is removed by the next run. The randomness of a step is keyed by the seed and the step (see `train.seed_step`), so
-the marker's integers are the whole state of the random generators and of the data.
+A checkpoint is `checkpoints/step_00001000/`: DeepSpeed's files go into `step_00001000.partial` while training goes on,
+each process flushes what it wrote to the disk and takes its checksum, the folder is renamed, and `complete.json`,
+which holds the checksums, is written last. A folder without the marker does not count and is removed by the next run;
+one with a file that is not as it was written is found before it is used, and the checkpoint before it is used instead.
+The randomness of a step is keyed by the seed and the step (see `steps.seed_step`), so the marker's integers are the
+whole state of the random generators and of the data.
 """
 
 import json
-import os
+import logging
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training import universal
+from training.durable import PARTIAL, FileRecord, damage, flush, write_durably
+from training.guard import Record
 from training.processes import Processes
+from training.sample_chain import Chain
+from training.saving import Saving
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 MARKER = "complete.json"
-PARTIAL = ".partial"
+UNIVERSAL = ".universal"
+log = logging.getLogger("train")
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,9 @@ class Checkpoint:
         world_size: processes that wrote it; DeepSpeed's files hold one part for each.
         zero_stage: ZeRO stage of those files.
         precision: fp32 or bf16, of the weights trained.
+        validation_loss: of this step, where it was evaluated.
+        guard: what the judge of bad steps remembers.
+        chain: running digest of all sample numbers.
     """
 
     step: int
@@ -45,10 +56,23 @@ class Checkpoint:
     world_size: int
     zero_stage: int
     precision: str
+    validation_loss: float | None = None
+    guard: Record = field(default_factory=Record)
+    chain: Chain = field(default_factory=Chain)
 
     @property
     def name(self) -> str:
         return f"step_{self.step:08d}"
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Checkpoint":
+        """The inverse of `dataclasses.asdict`; what else a marker holds is left out."""
+        known = {entry.name: record[entry.name] for entry in fields(cls) if entry.name in record}
+        if "guard" in known:
+            known["guard"] = Record(**known["guard"] | {"norms": tuple(known["guard"]["norms"])})
+        step = known["step"]
+        known["chain"] = Chain.from_record(known.get("chain", {"step": step, "digest": "", "marks": [(step, "")]}))
+        return cls(**known)
 
     def refuse_other(self, other: "Checkpoint") -> None:
         """ValueError if a run like `other` cannot go on from here, and why."""
@@ -58,16 +82,52 @@ class Checkpoint:
                 f"this run has {other.data_fingerprint} in sequences of {other.sequence_length}; give the same "
                 "shards and length, or another --output"
             )
-        if self.world_size != other.world_size:
+        if self.samples != other.samples:
             raise ValueError(
-                f"{self.name} was saved by {self.world_size} processes, this run has {other.world_size}; start it "
-                f"with {self.world_size} (deepspeed --num_gpus {self.world_size})"
+                f"{self.name} has seen {self.samples} sequences, this run would have seen {other.samples}; "
+                "plan.json was changed, put back the one that the run wrote"
             )
-        if (self.zero_stage, self.precision) != (other.zero_stage, other.precision):
+        if self.precision != other.precision:
             raise ValueError(
-                f"{self.name} was saved at ZeRO stage {self.zero_stage} in {self.precision}, this run has stage "
-                f"{other.zero_stage} in {other.precision}; resume with what saved it"
+                f"{self.name} was saved in {self.precision}, this run has {other.precision}; resume with what saved it"
             )
+
+    def same_layout(self, other: "Checkpoint") -> bool:
+        """Whether DeepSpeed can load the files of this one into a run like `other` as they are."""
+        if self.zero_stage == other.zero_stage == 0:
+            return True
+        return (self.zero_stage, self.world_size) == (other.zero_stage, other.world_size)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay when a new one is complete.
+
+    Args:
+        last: how many of the newest.
+        best: whether the one of the lowest held-out loss stays, of those that were saved at an evaluation.
+        every: those at multiples of so many steps stay for good; 0 = none.
+    """
+
+    last: int = 1
+    best: bool = True
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.last < 1:
+            raise ValueError(f"keep_checkpoints {self.last} is below 1; a run needs its last checkpoint")
+        if self.every < 0:
+            raise ValueError(f"keep_every {self.every} is below 0; 0 keeps none for good")
+
+    def dropped(self, complete: list[Checkpoint]) -> list[Checkpoint]:
+        """Those of `complete` (oldest first) that go."""
+        kept = {checkpoint.step for checkpoint in complete[-self.last :]}
+        if self.every:
+            kept |= {checkpoint.step for checkpoint in complete if checkpoint.step % self.every == 0}
+        evaluated = {c.step: c.validation_loss for c in complete if c.validation_loss is not None}
+        if self.best and evaluated:
+            kept.add(min(evaluated, key=lambda step: (evaluated[step], step)))
+        return [checkpoint for checkpoint in complete if checkpoint.step not in kept]
 
 
 class Checkpoints:
@@ -75,76 +135,168 @@ class Checkpoints:
 
     Args:
         folder: RUN/checkpoints.
-        keep: how many of the newest to keep; at least one.
+        retention: which ones stay.
+        in_background: whether training goes on while one is written.
     """
 
-    def __init__(self, folder: Path, keep: int = 1) -> None:
-        if keep < 1:
-            raise ValueError(f"keep_checkpoints {keep} is below 1; a run needs its last checkpoint")
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, retention: Retention | None = None, in_background: bool = True) -> None:
+        self.folder, self.retention, self.in_background = folder, retention or Retention(), in_background
+        self._pending: tuple[Checkpoint, Saving] | None = None
 
     def path(self, checkpoint: Checkpoint) -> Path:
         return self.folder / checkpoint.name
 
     def complete(self) -> list[Checkpoint]:
         """All complete checkpoints, oldest first."""
-        known = {entry.name for entry in fields(Checkpoint)}
-        records = [json.loads(path.read_text()) for path in sorted(self.folder.glob(f"step_*/{MARKER}"))]
-        return [Checkpoint(**{key: record[key] for key in known}) for record in records]
+        markers = sorted(path for path in self.folder.glob(f"step_*/{MARKER}") if not path.parent.suffix)
+        found = [_read(path) for path in markers]
+        return [checkpoint for checkpoint in found if checkpoint is not None]
 
     def latest_complete(self) -> Checkpoint | None:
         """The newest checkpoint that was written whole, or None."""
         return max(self.complete(), key=lambda checkpoint: checkpoint.step, default=None)
 
-    def remove_incomplete(self) -> None:
-        """Delete what a killed run left half-written."""
+    def newest_sound(self, processes: Processes) -> Checkpoint | None:
+        """The newest checkpoint whose files are as they were written, or None; every process must call.
+
+        Each process reads its share of the files, which are in memory then for loading. Newer checkpoints, which are
+        damaged, are told of and removed.
+        """
+        found = processes.from_first(self.complete())
+        while found:
+            faults = [fault for share in processes.gathered(self._faults(found[-1], processes)) for fault in share]
+            if not faults:
+                return found[-1]
+            damaged = found.pop()
+            before = f"going on from {found[-1].name}" if found else "there is none before it"
+            if processes.is_first:
+                log.warning("%s is damaged: %s; %s", damaged.name, faults[0], before)
+            if not found:
+                raise ValueError(
+                    f"{self.path(damaged)}: {faults[0]}, and there is no other checkpoint; put the file back, or "
+                    "begin anew with --overwrite"
+                )
+            self.drop(damaged, processes)
+        return None
+
+    def _faults(self, checkpoint: Checkpoint, processes: Processes) -> list[str]:
+        folder = self.path(checkpoint)
+        files: dict[str, FileRecord] = json.loads((folder / MARKER).read_text()).get("files", {})
+        mine = sorted(files)[processes.rank :: processes.world_size]
+        found = [(name, damage(folder / name, files[name])) for name in mine]
+        return [f"{name} {fault}" for name, fault in found if fault]
+
+    def drop(self, checkpoint: Checkpoint, processes: Processes) -> None:
+        """Remove a checkpoint that is not to be gone on with; every process must call."""
+        if processes.is_first:
+            _remove(self.path(checkpoint))
+        processes.wait()
+
+    def remove_incomplete(self, last: Checkpoint | None = None) -> None:
+        """Delete what a killed run left half-written, and conversions of others than the `last` checkpoint."""
         for path in self.folder.glob("step_*"):
-            if not (path / MARKER).is_file():
+            cached = last is not None and path.name == last.name + UNIVERSAL
+            if not cached and (path.suffix or not (path / MARKER).is_file()):
                 shutil.rmtree(path)
 
     def save(self, engine: "DeepSpeedEngine", checkpoint: Checkpoint, processes: Processes) -> None:
-        """Write a checkpoint and drop those beyond `keep`; every process must call.
+        """Begin to write a checkpoint; every process must call. It counts when `finish` has returned.
 
-        Costs about 12 bytes a parameter in all, and a flush to the disk.
+        Raises:
+            OSError: on all processes, if the one before could not be written.
         """
-        partial = checkpoint.name + PARTIAL
-        engine.save_checkpoint(str(self.folder), tag=partial, client_state=asdict(checkpoint), save_latest=False)
-        processes.wait()
-        if processes.is_first:
-            for path in (self.folder / partial).rglob("*"):
-                _flush(path)
-            final = self.path(checkpoint)
-            if final.exists():
-                shutil.rmtree(final)
-            (self.folder / partial).rename(final)
-            _flush(self.folder)
-            write_durably(final / MARKER, asdict(checkpoint))
-            for old in self.complete()[: -self.keep]:
-                (self.path(old) / MARKER).unlink()
-                shutil.rmtree(self.path(old))
-        processes.wait()
+        self.finish(processes)
+        tag, state = checkpoint.name + PARTIAL, asdict(checkpoint) | universal.names_of_parameters(engine)
+        self._pending = checkpoint, Saving(engine, self.folder, tag, state, self.in_background)
 
-    def load(self, engine: "DeepSpeedEngine", checkpoint: Checkpoint) -> None:
-        """Restore weights and optimizer; every process must call."""
-        path, _ = engine.load_checkpoint(str(self.folder), tag=checkpoint.name)
+    @property
+    def written(self) -> bool:
+        """Whether this process has written its part of a checkpoint that is not complete yet."""
+        return self._pending is not None and self._pending[1].written
+
+    def finish(self, processes: Processes) -> None:
+        """Complete the checkpoint that is being written, and drop those that need not stay; every process must call.
+
+        Where it cannot be written by one process, all raise OSError and what stood before stands.
+        """
+        if self._pending is None:
+            return
+        (checkpoint, saving), self._pending = self._pending, None
+        saving.wait()
+        files: dict[str, FileRecord] = {}
+        faults: list[str] = []
+        for written, fault in processes.gathered((saving.files, saving.fault)):
+            files |= written
+            faults += [fault] if fault else []
+        if processes.is_first and not faults:
+            faults = self._complete(checkpoint, files)
+        faults = processes.from_first(faults)
+        if faults:
+            if processes.is_first:
+                shutil.rmtree(self.folder / (checkpoint.name + PARTIAL), ignore_errors=True)
+            last = self.latest_complete()
+            standing = f"{last.name} stands" if last else "there is none before it"
+            raise OSError(f"{checkpoint.name} cannot be written: {faults[0]}; {standing}; the same command goes on")
+
+    def _complete(self, checkpoint: Checkpoint, files: dict[str, FileRecord]) -> list[str]:
+        """Give a whole checkpoint its name and its marker; why that failed, if it did."""
+        partial, final = self.folder / (checkpoint.name + PARTIAL), self.path(checkpoint)
+        try:
+            for path in (partial, *partial.rglob("*")):
+                if path.name not in files:
+                    flush(path)
+            _remove(final)
+            partial.rename(final)
+            flush(self.folder)
+            write_durably(final / MARKER, asdict(checkpoint) | {"files": files})
+        except OSError as error:
+            return [str(error)]
+        for old in self.retention.dropped(self.complete()):
+            _remove(self.path(old))
+        for converted in self.folder.glob(f"step_*{UNIVERSAL}"):
+            shutil.rmtree(converted)
+        return []
+
+    def load(self, engine: "DeepSpeedEngine", checkpoint: Checkpoint, wanted: Checkpoint) -> None:
+        """Restore weights and optimizer in the layout of `wanted`; every process must call, after `convert`."""
+        tag = checkpoint.name
+        if not checkpoint.same_layout(wanted):
+            tag += UNIVERSAL
+            if wanted.zero_stage == 0:
+                universal.load_whole(engine, self.folder / tag)
+                return
+        path, _ = engine.load_checkpoint(str(self.folder), tag=tag)
         if path is None:
-            raise ValueError(f"{self.path(checkpoint)} cannot be read by DeepSpeed; delete it to use the one before")
+            raise ValueError(f"{self.folder / tag} cannot be read by DeepSpeed; delete it to use the one before")
+        if tag.endswith(UNIVERSAL):
+            universal.mend_steps(engine, self.folder / tag)
+
+    def convert(self, checkpoint: Checkpoint, wanted: Checkpoint, processes: Processes) -> bool:
+        """Make a checkpoint loadable in the layout of `wanted`; whether it was needed. Every process must call."""
+        if checkpoint.same_layout(wanted):
+            return False
+        if processes.is_first:
+            log.info(
+                "%s was saved by %d processes at ZeRO stage %d: converting it for %d at stage %d",
+                *(checkpoint.name, checkpoint.world_size, checkpoint.zero_stage),
+                *(wanted.world_size, wanted.zero_stage),
+            )
+        target = self.folder / (checkpoint.name + UNIVERSAL)
+        universal.convert(self.path(checkpoint), target, checkpoint.zero_stage, processes)
+        return True
 
 
-def write_durably(path: Path, record: dict[str, Any]) -> None:
-    """Write JSON whole or not at all, and have it on the disk on return."""
-    partial = path.with_name(path.name + PARTIAL)
-    with partial.open("w") as file:
-        file.write(json.dumps(record, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _read(marker: Path) -> Checkpoint | None:
+    """What a marker says; None where it cannot be read, which makes its checkpoint absent."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return Checkpoint.from_record(json.loads(marker.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be read: %s", marker, error)
+        return None
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint, its marker first, so that it is never half a one."""
+    if folder.exists():
+        (folder / MARKER).unlink(missing_ok=True)
+        shutil.rmtree(folder)

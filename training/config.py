@@ -4,10 +4,13 @@ Nothing here imports torch, so that `--help` answers at once. Every group refuse
 ValueError that names the value, the bound and the remedy.
 """
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 Architecture = Literal["llama", "gpt2"]
+Attention = Literal["sequence", "document"]
 
 
 def _at_least(bound: float, **values: float) -> None:
@@ -37,6 +40,8 @@ class Model:
         tie_embeddings: the output layer is the embedding matrix.
         dropout: probability, in gpt2 everywhere, in llama of attention weights.
         rope_theta: base of the rotary positions (llama).
+        config: instead of all above, any configuration of `transformers`: its JSON file, or a folder with config.json.
+            Vocabulary and end of text are those of the shards all the same.
     """
 
     architecture: Architecture = "llama"
@@ -48,6 +53,23 @@ class Model:
     tie_embeddings: bool = True
     dropout: float = 0.0
     rope_theta: float = 10_000.0
+    config: str = ""
+
+    def read(self) -> "Model":
+        """The same with `config` as JSON text instead of a path, so that a run's plan holds it whole."""
+        if not self.config or self.config.startswith("{"):
+            return self
+        path = Path(self.config)
+        path = path / "config.json" if path.is_dir() else path
+        if not path.is_file():
+            raise ValueError(f"no configuration of a model at {path} (model.config)")
+        try:
+            record = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no JSON: {error}") from None
+        if not isinstance(record, dict) or "model_type" not in record:
+            raise ValueError(f"{path} has no model_type; give the config.json of a `transformers` model")
+        return replace(self, config=json.dumps(record, sort_keys=True))
 
     def __post_init__(self) -> None:
         _at_least(1, model__hidden_size=self.hidden_size, model__layers=self.layers, model__heads=self.heads)
@@ -101,47 +123,138 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Optimizer:
-    """AdamW.
+class Data:
+    """The order in which a run reads its shards.
 
     Args:
-        learning_rate: its peak.
+        weights: of the folders of --shards, in their order; only proportions count. Empty = by their tokens.
+        shuffle_tokens: tokens that are shuffled together; 0 = all of a folder. Fewer keep reading local, as remote
+            storage and disks that seek need: a quarter of --cache_bytes is a good choice there.
+        warmup_length: sequence length of the first steps, batch.sequence_length halved some times; each step still
+            reads the same tokens, in more and shorter rows.
+        warmup_steps: steps until the full sequence length; each length on the way has equally many. 0 = no warm-up.
+    """
+
+    weights: list[float] = field(default_factory=list)
+    shuffle_tokens: int = 0
+    warmup_length: int = 128
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(0, data__shuffle_tokens=self.shuffle_tokens, data__warmup_steps=self.warmup_steps)
+        _at_least(2, data__warmup_length=self.warmup_length)
+        if any(not weight > 0 for weight in self.weights):
+            raise ValueError(f"data.weights {self.weights} must all be above 0; leave a folder out instead")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is predicted.
+
+    Args:
+        kind: causal (the next token), fill_in_the_middle (the next token, of documents some of which are cut in
+            three and have the middle last), masked (hidden tokens, as BERT) or spans (hidden runs, as T5).
+        rate: share of documents that fill_in_the_middle rearranges.
+        suffix_first: share of these that begin with the suffix (SPM), the others with the prefix (PSM).
+        noise: share of tokens that masked and spans hide.
+        span_length: mean tokens of a hidden run (spans).
+    """
+
+    kind: Literal["causal", "fill_in_the_middle", "masked", "spans"] = "causal"
+    rate: float = 0.5
+    suffix_first: float = 0.5
+    noise: float = 0.15
+    span_length: float = 3.0
+
+    def __post_init__(self) -> None:
+        _fraction(objective__rate=self.rate, objective__suffix_first=self.suffix_first, objective__noise=self.noise)
+        _at_least(1, objective__span_length=self.span_length)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW, or Muon for the matrices of the blocks and AdamW for the rest.
+
+    Args:
+        kind: adamw or muon.
+        learning_rate: its peak, of AdamW.
+        muon_learning_rate: its peak, of Muon.
+        muon_momentum: of Muon, with Nesterov's look ahead.
         weight_decay: of matrices; biases and norms have none.
         beta1: decay of the mean of gradients.
         beta2: decay of the mean of squared gradients.
         epsilon: added to the denominator.
-        gradient_clipping: bound on the norm of the whole gradient; 0 = none.
+        gradient_clipping: bound on the norm of the whole gradient; 0 = none. Muon is never clipped: its updates have
+            a norm of their own.
+        z_loss: weight of the squared logarithm of the softmax's denominator, which keeps logits small; 1e-4 is usual.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 5e-4
+    muon_learning_rate: float = 0.02
+    muon_momentum: float = 0.95
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
     gradient_clipping: float = 1.0
+    z_loss: float = 0.0
 
     def __post_init__(self) -> None:
         _at_least(0, optimizer__weight_decay=self.weight_decay, optimizer__gradient_clipping=self.gradient_clipping)
+        _at_least(0, optimizer__z_loss=self.z_loss)
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"optimizer.learning_rate {self.learning_rate} is outside 0 to 1; try 5e-4")
-        _fraction(optimizer__beta1=self.beta1, optimizer__beta2=self.beta2)
+        if not 0 < self.muon_learning_rate < 1:
+            raise ValueError(f"optimizer.muon_learning_rate {self.muon_learning_rate} is outside 0 to 1; try 0.02")
+        _fraction(
+            optimizer__beta1=self.beta1, optimizer__beta2=self.beta2, optimizer__muon_momentum=self.muon_momentum
+        )
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a step is computed: the arithmetic, and what is traded for memory or speed.
+
+    Args:
+        precision: fp32; bf16 (on GPUs bf16 weights with an fp32 master copy, on CPUs fp32 weights and matrix products
+            in bf16); fp16 (GPUs, with a loss scale that adapts); auto = bf16 on GPUs, fp32 on CPUs. Gradients are
+            accumulated and reduced in fp32 whatever it is, and losses computed in fp32.
+        compile: have torch.compile translate the model; needs a C++ compiler, some seconds to minutes at the start.
+        checkpoint_activations: keep only the inputs of the blocks and compute them again in the backward pass: a
+            third more work for a fraction of the memory.
+        loss_chunk_tokens: compute logits and loss for so many tokens at a time, so that the logits of a micro-batch
+            never exist at once; 0 = all at once.
+    """
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    checkpoint_activations: bool = False
+    loss_chunk_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(0, compute__loss_chunk_tokens=self.loss_chunk_tokens)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate over the run: linear warm-up, then a cosine.
+    """Learning rate over the run: linear warm-up, then as `kind` says.
 
     Args:
+        kind: cosine; wsd (stable, then down in a line over the last part of the run); constant.
         warmup_steps: steps from 0 to the peak; at most half of a short run is spent on them.
-        final_fraction: of the peak, reached at the last step.
+        final_fraction: of the peak, reached at the last step (cosine and wsd).
+        decay_share: of the run, spent on going down (wsd).
     """
 
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup_steps: int = 100
     final_fraction: float = 0.1
+    decay_share: float = 0.2
 
     def __post_init__(self) -> None:
         _at_least(0, schedule__warmup_steps=self.warmup_steps)
-        _fraction(schedule__final_fraction=self.final_fraction)
+        _fraction(schedule__final_fraction=self.final_fraction, schedule__decay_share=self.decay_share)
 
 
 @dataclass(frozen=True)
@@ -153,12 +266,24 @@ class Recipe:
     optimizer: Optimizer
     schedule: Schedule
     seed: int
+    compute: Compute = field(default_factory=Compute)
+    from_pretrained: str = ""
+    data: Data = field(default_factory=Data)
+    objective: Objective = field(default_factory=Objective)
+    attention: Attention = "sequence"
+
+    def __post_init__(self) -> None:
+        if self.attention == "document" and self.objective.kind not in ("causal", "fill_in_the_middle"):
+            raise ValueError(f"attention document is of causal objectives, not of {self.objective.kind}")
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Recipe":
         """The inverse of `dataclasses.asdict`."""
         groups: dict[str, Any] = {"model": Model, "batch": Batch, "optimizer": Optimizer, "schedule": Schedule}
-        return cls(**{name: groups[name](**record[name]) for name in groups}, seed=record["seed"])
+        groups |= {"compute": Compute, "data": Data, "objective": Objective}
+        found = {name: groups[name](**record.get(name, {})) for name in groups}
+        plain = {name: record[name] for name in ("from_pretrained", "attention") if name in record}
+        return cls(**found, seed=record["seed"], **plain)
 
     def differences(self, other: "Recipe") -> list[str]:
         """Settings in which `other` differs, as "model.layers 4 (was 6)"."""

@@ -1,7 +1,7 @@
 """The DeepSpeed engine of a run: the user's ZeRO settings, completed by what the run's own settings decide."""
 
-import json
 import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,61 +15,68 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 DEFAULT_CONFIGURATION = str(Path(__file__).parent.parent / "infra" / "deepspeed" / "zero2.json")
-DECIDED_ELSEWHERE = {
-    "train_batch_size": "--batch.sequences",
-    "train_micro_batch_size_per_gpu": "--batch.sequences_per_device",
-    "gradient_accumulation_steps": "--batch.sequences and --batch.sequences_per_device",
-    "gradient_clipping": "--optimizer.gradient_clipping",
-    "optimizer": "--optimizer.*",
-    "scheduler": "--schedule.*",
-    "fp16": "the device: fp32 on CPUs, bf16 on GPUs",
-    "bf16": "the device: fp32 on CPUs, bf16 on GPUs",
-    "torch_autocast": "the device: fp32 on CPUs, bf16 on GPUs",
-    "data_types": "the run: gradients accumulate in fp32",
-    "communication_data_type": "the run: gradients are reduced in fp32",
-    "zero_allow_untested_optimizer": "--optimizer.*",
-    "zero_force_ds_cpu_optimizer": "--optimizer.*",
-}
-
-
-def read_configuration(path: str) -> dict[str, Any]:
-    """A DeepSpeed configuration file; ValueError names a key in it that the run's own settings decide."""
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"no DeepSpeed configuration at {path}; infra/deepspeed/ holds some")
-    try:
-        record: dict[str, Any] = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    for key in record:
-        if key in DECIDED_ELSEWHERE:
-            raise ValueError(f"{path}: {key!r} is decided by {DECIDED_ELSEWHERE[key]}; remove it from the file")
-    return record
+log = logging.getLogger("train")
 
 
 def zero_stage(configuration: dict[str, Any], precision: str) -> int:
-    """The ZeRO stage that a configuration runs at: 0 becomes 1 in bf16, where DeepSpeed's stage 0 is not sound.
+    """The ZeRO stage that a configuration runs at: 0 becomes 1 in bf16 and fp16, where DeepSpeed's is not sound.
 
-    In bf16 its stage 0 accumulates in bf16 and takes an empty step first, which shortens the first update.
+    There its stage 0 accumulates in the weights' type, and in bf16 it takes an empty step first, which shortens the
+    first update.
     """
     stage = int(configuration.get("zero_optimization", {}).get("stage", 0))
-    return 1 if stage == 0 and precision == "bf16" else stage
+    return 1 if stage == 0 and precision != "fp32" else stage
 
 
 def build(
     recipe: Recipe, config: "PretrainedConfig", configuration: dict[str, Any], processes: Processes
 ) -> "DeepSpeedEngine":
-    """An engine around a fresh model; every process must call it."""
-    import deepspeed
+    """An engine around a model, fresh or from a folder; every process must call it.
 
-    model = models.build(config, recipe.seed)
+    It is to be called with `target_ids` for losses (`losses.computes_losses`).
+    """
+    import deepspeed
+    import torch
+
+    from training.losses import computes_losses
+
+    compute = recipe.compute
+    _refuse_what_is_missing(recipe, configuration)
+    model = models.build(config, recipe.seed, recipe.from_pretrained)
+    if compute.checkpoint_activations:
+        model.activation_checkpointing_enable()
+    computes_losses(
+        model,
+        chunk_tokens=compute.loss_chunk_tokens,
+        z_loss=recipe.optimizer.z_loss,
+        autocast=torch.bfloat16 if processes.autocast else None,
+    )
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizers.build(model, recipe.optimizer),
         config=_completed(recipe, configuration, processes),
         dist_init_required=False,
     )
+    if compute.compile:
+        engine.compile(backend="inductor")
     return engine
+
+
+def _refuse_what_is_missing(recipe: Recipe, configuration: dict[str, Any]) -> None:
+    """ValueError where the machine lacks what has to be built at run time."""
+    zero = configuration.get("zero_optimization", {})
+    swaps = any((zero.get(key) or {}).get("device") == "nvme" for key in ("offload_optimizer", "offload_param"))
+    has_compiler = shutil.which("c++") or shutil.which("g++")
+    if recipe.compute.compile and not has_compiler:
+        raise ValueError("compute.compile needs a C++ compiler and there is none; install g++, or give false")
+    if not swaps:
+        return
+    if not has_compiler or not shutil.which("ninja"):
+        raise ValueError("offload to nvme needs a C++ compiler and ninja, to build DeepSpeed's reader; install them")
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise ValueError("offload to nvme needs the headers of libaio (libaio-dev, libaio-devel); install them")
 
 
 def _completed(recipe: Recipe, configuration: dict[str, Any], processes: Processes) -> dict[str, Any]:
@@ -77,19 +84,23 @@ def _completed(recipe: Recipe, configuration: dict[str, Any], processes: Process
     stage = zero_stage(configuration, processes.precision)
     zero = configuration.get("zero_optimization", {})
     if stage != zero.get("stage", 0):
-        logging.getLogger("train").info("ZeRO stage 0 in bf16 is run as stage 1")
+        log.info("ZeRO stage 0 in %s is run as stage 1", processes.precision)
+    by_muon = recipe.optimizer.kind == "muon"
+    if by_muon and stage == 3:
+        zero = zero | {"reduce_scatter": False}
     completed = configuration | {
         "zero_optimization": zero | {"stage": stage},
         "train_batch_size": recipe.batch.sequences,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": recipe.batch.sequences // (micro * processes.world_size),
-        "gradient_clipping": recipe.optimizer.gradient_clipping,
+        "gradient_clipping": 0.0 if by_muon else recipe.optimizer.gradient_clipping,
         "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
         "steps_per_print": configuration.get("steps_per_print", 1 << 40),
     }
-    if processes.precision == "bf16":
+    if processes.precision != "fp32":
         completed |= {
-            "bf16": {"enabled": True},
+            processes.precision: {"enabled": True},
             "data_types": {"grad_accum_dtype": "fp32"},
             "communication_data_type": "fp32",
         }

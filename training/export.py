@@ -1,4 +1,4 @@
-"""The last checkpoint of a run -> a Hugging Face folder that opens offline: weights, tokenizer, model card.
+"""A checkpoint of a run -> a Hugging Face folder that opens offline: weights, tokenizer, model card.
 
 Works from the files alone, at any ZeRO stage and number of processes, so a run that is still training can be
 exported beside it. Costs the memory of the weights on one machine; at stage 3 that of the optimizer state, too.
@@ -7,10 +7,12 @@ exported beside it. Costs the memory of the weights on one machine; at stage 3 t
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenizer.command_line import run as run_command_line
-from training.checkpoint import PARTIAL, Checkpoint, Checkpoints
+from training import data_card, model_card
+from training.checkpoint import Checkpoint, Checkpoints
+from training.durable import PARTIAL
 from training.meter import read_metrics
 from training.run_folder import Plan, RunFolder
 
@@ -18,35 +20,53 @@ if TYPE_CHECKING:
     import torch
 
 
-def main(*, run: str, output: str, overwrite: bool = False) -> None:
-    """Export the last complete checkpoint of a training run as a Hugging Face folder.
+def main(
+    *, run: str, output: str, step: int | None = None, workspace: str | None = None, overwrite: bool = False
+) -> None:
+    """Export a complete checkpoint of a training run as a Hugging Face folder.
 
     Args:
         run: folder that training/train.py wrote.
         output: folder to write.
+        step: of the checkpoint; default: the last.
+        workspace: folder of the tables ledger and signals (or documents) that the shards were made from: the model
+            card then tells the funnel and the licences of the files kept.
         overwrite: replace `output` if it exists.
     """
     folder, target = RunFolder(run), Path(output)
     if target.exists() and not overwrite:
         raise ValueError(f"{output} exists; choose another --output, or --overwrite")
-    export(folder, target)
+    export(folder, target, step=step, workspace=Path(workspace) if workspace else None)
     print(f"model written to {target}")
 
 
-def export(folder: RunFolder, target: Path) -> None:
-    """Write the model of a run's last complete checkpoint to `target`, whole or not at all; replaces it."""
-    plan, checkpoints = folder.plan, Checkpoints(folder.checkpoints)
-    checkpoint = checkpoints.latest_complete()
-    if plan is None or checkpoint is None:
-        raise ValueError(f"{folder.path} holds no complete checkpoint; train first (training/train.py)")
+def export(folder: RunFolder, target: Path, *, step: int | None = None, workspace: Path | None = None) -> None:
+    """Write the model of a run's complete checkpoint to `target`, whole or not at all; replaces it."""
+    plan, checkpoint = folder.plan, checkpoint_of(folder, step)
+    assert plan is not None
+    data = json.loads(folder.data.read_text()) if folder.data.is_file() else {}
+    if workspace:
+        data = data_card.of_workspace(data, workspace)
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_model(plan, read_weights(folder.checkpoints, checkpoint), checkpoint.precision, partial)
     save_tokenizer(folder.tokenizer / "tokenizer.json", plan, partial)
-    (partial / "README.md").write_text(model_card(plan, checkpoint, folder))
+    model_card.write(plan, checkpoint, read_metrics(folder.metrics), data, partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
+
+
+def checkpoint_of(folder: RunFolder, step: int | None) -> Checkpoint:
+    """The complete checkpoint of a step, or the last; ValueError names those that are there."""
+    found = Checkpoints(folder.checkpoints).complete() if folder.plan else []
+    if not found:
+        raise ValueError(f"{folder.path} holds no complete checkpoint; train first (training/train.py)")
+    wanted = [one for one in found if step in (None, one.step)]
+    if not wanted:
+        there = ", ".join(str(one.step) for one in found)
+        raise ValueError(f"{folder.path} has no checkpoint of step {step}; it has {there}")
+    return wanted[-1]
 
 
 def read_weights(checkpoints: Path, checkpoint: Checkpoint) -> dict[str, "torch.Tensor"]:
@@ -70,10 +90,12 @@ def read_weights(checkpoints: Path, checkpoint: Checkpoint) -> dict[str, "torch.
 def save_model(plan: Plan, weights: dict[str, "torch.Tensor"], precision: str, target: Path) -> None:
     """model.safetensors, config.json and generation_config.json, in the precision that was trained."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_config(plan.model_config(), dtype=dtype)
+    from training.objectives import model_class
+
+    dtype, config = torch.bfloat16 if precision == "bf16" else torch.float32, plan.model_config()
+    model = model_class(config).from_config(config, dtype=dtype)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = set(model.all_tied_weights_keys)
     assert set(missing) <= tied, (missing, tied)
@@ -101,60 +123,6 @@ def save_tokenizer(tokenizer: Path, plan: Plan, target: Path) -> None:
     fast.save_pretrained(target)
     shutil.copyfile(tokenizer, target / "tokenizer.json")
     (target / "special_tokens_map.json").write_text(json.dumps(names, indent=1) + "\n")
-
-
-def model_card(plan: Plan, checkpoint: Checkpoint, folder: RunFolder) -> str:
-    """README.md with the front matter that model hubs read."""
-    recipe = plan.recipe
-    tokens = checkpoint.step * recipe.batch.tokens
-    rows: list[tuple[str, Any]] = [
-        ("architecture", recipe.model.architecture),
-        ("hidden size, layers, heads", f"{recipe.model.hidden_size}, {recipe.model.layers}, {recipe.model.heads}"),
-        ("vocabulary", f"{plan.vocab_size:,}"),
-        ("context", f"{recipe.batch.sequence_length:,} tokens"),
-        ("steps", f"{checkpoint.step:,} of {plan.max_steps:,}"),
-        ("tokens seen", f"{tokens:,}"),
-        ("tokens a step", f"{recipe.batch.tokens:,}"),
-        ("peak learning rate", recipe.optimizer.learning_rate),
-        ("weight decay", recipe.optimizer.weight_decay),
-        ("precision", checkpoint.precision),
-        ("data fingerprint", f"`{plan.data_fingerprint}`"),
-    ]
-    evaluated = [row for row in read_metrics(folder.metrics) if "validation_loss" in row]
-    if evaluated:
-        last = evaluated[-1]
-        rows += [
-            ("held-out loss", f"{last['validation_loss']:.4f} nats a token, at step {last['step']:,}"),
-            ("held-out perplexity", f"{last['perplexity']:.2f}"),
-            ("held-out bits per byte", f"{last['bits_per_byte']:.4f}"),
-        ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- code
-- corella
----
-
-# A language model of source code
-
-Trained from scratch with Corella.
-
-| | |
-|--|--|
-{table}
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
-inputs = tokenizer("def fibonacci(n):", return_tensors="pt", return_token_type_ids=False)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
-```
-
-It continues text as its training data would; it can repeat that data, and what it writes may be wrong.
-"""
 
 
 if __name__ == "__main__":

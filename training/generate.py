@@ -1,60 +1,187 @@
 """Prompts -> completions of an exported model: `python training/generate.py --model RUN/export --prompt "def "`."""
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from tokenizer.command_line import run
+from training.decoding import Sampling, decode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Names of the tokens that stand before prefix, suffix and middle: of StarCoder (and this project), SantaCoder, Qwen.
+FILL_TOKENS = (
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A beginning of text; with a suffix, what is wanted is the text between the two."""
+
+    prompt: str
+    suffix: str | None = None
 
 
 def main(
     *,
     model: str,
-    prompt: list[str],
+    prompt: list[str] | None = None,
+    suffix: str | None = None,
+    prompts: str | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_p: float = 0.95,
     samples: int = 1,
+    batch_size: int = 8,
     seed: int = 0,
+    stream: bool = False,
     output: str | None = None,
 ) -> None:
-    """Print what a model writes after each prompt.
+    """Print what a model writes after each prompt, or between a prompt and a suffix.
+
+    What a prompt gets depends on it, the seed and the number of the sample, not on what else is asked.
 
     Args:
         model: folder that training/export.py wrote (RUN/export).
         prompt: one or more beginnings of text.
+        suffix: fill in the middle: what stands between each prompt and this.
+        prompts: file of more: .jsonl with objects of `prompt` and optional `suffix`, else a prompt a line.
         max_new_tokens: bound on each completion; it also ends at the end-of-text token.
         temperature: 0 = always the most probable token; higher is more varied.
         top_p: sample among the most probable tokens of this total probability.
         samples: completions a prompt; more than one needs a temperature above 0.
+        batch_size: completions written at once; memory grows with it.
         seed: of sampling.
-        output: also write them here, a JSON object a line with `prompt` and `completion`.
+        stream: print as it is written, one completion after the other.
+        output: also write them here, a JSON object a line with `prompt`, `completion` and `suffix` if there is one.
     """
     if not (Path(model) / "config.json").is_file():
         raise ValueError(f"{model} holds no model: config.json is missing; export one with training/export.py")
-    if not prompt:
-        raise ValueError("prompt is empty; give one or more, as --prompt 'def '")
-    if samples < 1 or max_new_tokens < 1:
-        raise ValueError(f"samples {samples} and max_new_tokens {max_new_tokens} must be 1 or more")
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"temperature {temperature} must be 0 or more, top_p {top_p} above 0 and at most 1")
+    if not prompt and not prompts:
+        raise ValueError("there is no prompt; give one or more, as --prompt 'def ', or a file with --prompts")
+    if min(samples, max_new_tokens, batch_size) < 1:
+        raise ValueError(
+            f"samples {samples}, max_new_tokens {max_new_tokens} and batch_size {batch_size} must be 1 or more"
+        )
+    sampling = Sampling(temperature, top_p)
     if samples > 1 and temperature == 0:
         raise ValueError(f"{samples} samples at temperature 0 would all be the same; choose a temperature above 0")
-    network, tokenizer = load(model)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    several, written = len(prompt) * samples > 1, []
-    for text in prompt:
-        for number, completion in enumerate(complete(network, tokenizer, text, samples=samples, seed=seed, **options)):
-            if several:
-                print(f"--- {text!r}, sample {number + 1}" if samples > 1 else f"--- {text!r}")
-            print(text + completion, flush=True)
-            written.append(json.dumps({"prompt": text, "completion": completion}) + "\n")
-    if output:
-        Path(output).write_text("".join(written))
+    if prompts and not Path(prompts).is_file():
+        raise ValueError(f"{prompts} is no file; --prompts names one, with a prompt a line")
+    writer = Writer(*load(model), max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+    given = [Request(text, suffix) for text in prompt or ()]
+    requests = itertools.chain(given, read_requests(Path(prompts)) if prompts else ())
+    wanted = ((request, number) for request in requests for number in range(samples))
+    several = bool(prompts) or len(given) * samples > 1
+    with Path(output).open("w") if output else _nowhere() as file:
+        while batch := list(itertools.islice(wanted, 1 if stream else batch_size)):
+            written = _streamed(writer, batch[0], several, samples) if stream else writer.complete(batch)
+            for (request, number), completion in zip(batch, written, strict=True):
+                if not stream:
+                    _show(request, number, completion, several, samples)
+                row = {"prompt": request.prompt, "completion": completion}
+                file.write(json.dumps(row | ({"suffix": request.suffix} if request.suffix is not None else {})) + "\n")
+
+
+class Writer:
+    """Continues requests with a model and its tokenizer.
+
+    Args:
+        network: a causal model.
+        tokenizer: its tokenizer, of `transformers`.
+        max_new_tokens: bound on each completion.
+        sampling: how tokens are chosen.
+        seed: of what is drawn.
+    """
+
+    def __init__(
+        self,
+        network: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> None:
+        context = int(network.config.max_position_embeddings)
+        self.room = context - max_new_tokens
+        if self.room < 1:
+            raise ValueError(
+                f"max_new_tokens {max_new_tokens} leaves no room in the model's context of {context} tokens; "
+                "choose fewer"
+            )
+        self.network, self.tokenizer, self.sampling, self.seed = network, tokenizer, sampling, seed
+        self.max_new_tokens, self.end_id = max_new_tokens, int(tokenizer.get_vocab()[str(tokenizer.eos_token)])
+
+    def rows_of(self, request: Request) -> list[int]:
+        """Token ids that the model continues, cut to the room in its context: the prompt loses its beginning.
+
+        An empty prompt begins after an end-of-text token, as documents do in training. To fill in the middle, prefix
+        and suffix come first, each after its token, then the token of the middle (the order PSM of Bavarian et al.
+        2022); a suffix that is too long is cut to half of the room, at its end.
+        """
+        ids = self._ids(request.prompt)
+        if request.suffix is None:
+            return (ids or [self.end_id])[-self.room :]
+        begin, then, middle = self._fill_ids()
+        if self.room < 4:
+            raise ValueError(f"there is room for {self.room} tokens before the middle, 4 are needed; choose fewer new")
+        suffix = self._ids(request.suffix)[: (self.room - 3) // 2]
+        room = self.room - 3 - len(suffix)
+        return [begin, *ids[max(0, len(ids) - room) :], then, *suffix, middle]
+
+    def complete(self, batch: Sequence[tuple[Request, int]]) -> list[str]:
+        """What follows each request; the number beside it distinguishes samples of one request."""
+        written = zip(*(chosen.tolist() for chosen in self._tokens(batch)), strict=True)
+        return [self._text(ids) for ids in written]
+
+    def pieces(self, request: Request, number: int) -> Iterator[str]:
+        """What `complete` gives, in pieces as they are written; characters of several tokens come whole."""
+        ids: list[int] = []
+        shown = text = ""
+        for chosen in self._tokens([(request, number)]):
+            ids.append(int(chosen[0]))
+            text = self._text(ids)
+            if not text.endswith("\ufffd") and text.startswith(shown):
+                yield text[len(shown) :]
+                shown = text
+        yield text[len(shown) :]
+
+    def _tokens(self, batch: Sequence[tuple[Request, int]]) -> Iterator[Any]:
+        rows = [self.rows_of(request) for request, _ in batch]
+        return decode(
+            self.network,
+            rows,
+            max_new_tokens=self.max_new_tokens,
+            end_id=self.end_id,
+            sampling=self.sampling,
+            seeds=[(self.seed, number, *row) for row, (_, number) in zip(rows, batch, strict=True)],
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, return_token_type_ids=False)["input_ids"])
+
+    def _text(self, ids: Iterable[int]) -> str:
+        before_end = itertools.takewhile(lambda one: one != self.end_id, ids)
+        return str(self.tokenizer.decode(list(before_end), skip_special_tokens=True))
+
+    def _fill_ids(self) -> tuple[int, int, int]:
+        vocabulary = self.tokenizer.get_vocab()
+        for names in FILL_TOKENS:
+            if all(name in vocabulary for name in names):
+                begin, then, middle = (int(vocabulary[name]) for name in names)
+                return begin, then, middle
+        raise ValueError(
+            f"the model's tokenizer has no tokens to fill in the middle ({', '.join(FILL_TOKENS[0])}); leave the "
+            "suffix out, or use a model that was trained with them"
+        )
 
 
 def load(folder: str | Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
@@ -70,47 +197,45 @@ def load(folder: str | Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBas
     return network.to(device), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def complete(
-    network: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompt: str,
-    *,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_p: float = 0.95,
-    samples: int = 1,
-    seed: int = 0,
-) -> Iterator[str]:
-    """Completions of one prompt, without the prompt and the end-of-text token.
+def read_requests(path: Path) -> Iterator[Request]:
+    """The requests of a file, one at a time; empty lines count only in .jsonl, where they are faults."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if path.suffix != ".jsonl":
+                if line.strip():
+                    yield Request(line.rstrip("\r\n"))
+                continue
+            try:
+                row = json.loads(line)
+                yield Request(str(row["prompt"]), None if row.get("suffix") is None else str(row["suffix"]))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ValueError(f"{path}, line {number}: no JSON object with a `prompt`") from None
 
-    An empty prompt begins after an end-of-text token, as documents do in training. Of a prompt that leaves no room
-    for `max_new_tokens` in the context, the beginning is cut off.
-    """
-    import torch
 
-    ids = tokenizer(prompt, return_token_type_ids=False)["input_ids"] or [tokenizer.eos_token_id]
-    room = network.config.max_position_embeddings - max_new_tokens
-    if room < 1:
-        raise ValueError(
-            f"max_new_tokens {max_new_tokens} leaves no room in the model's context of "
-            f"{network.config.max_position_embeddings} tokens; choose fewer"
-        )
-    inputs = torch.tensor([ids[-room:]], device=network.device)
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        writer: Any = network
-        written = writer.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=max_new_tokens,
-            num_return_sequences=samples,
-            **sampling,
-        )
-    for row in written[:, inputs.shape[1] :]:
-        yield str(tokenizer.decode(row, skip_special_tokens=True))
+def _streamed(writer: Writer, wanted: tuple[Request, int], several: bool, samples: int) -> list[str]:
+    request, number = wanted
+    print(_heading(request, number, several, samples) + request.prompt, end="", flush=True)
+    pieces = []
+    for piece in writer.pieces(request, number):
+        print(piece, end="", flush=True)
+        pieces.append(piece)
+    print(request.suffix or "", flush=True)
+    return ["".join(pieces)]
+
+
+def _show(request: Request, number: int, completion: str, several: bool, samples: int) -> None:
+    heading = _heading(request, number, several, samples)
+    print(f"{heading}{request.prompt}{completion}{request.suffix or ''}", flush=True)
+
+
+def _heading(request: Request, number: int, several: bool, samples: int) -> str:
+    if not several:
+        return ""
+    return f"--- {request.prompt!r}, sample {number + 1}\n" if samples > 1 else f"--- {request.prompt!r}\n"
+
+
+def _nowhere() -> IO[str]:
+    return open("/dev/null", "w")
 
 
 if __name__ == "__main__":

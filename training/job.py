@@ -1,18 +1,31 @@
 """A run made ready before any process starts torch: its plan, data and folder, checked so that faults cost nothing."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenizer.shards import ShardIndex, TokenStream
+from tokenizer.encode import Encoder
+from tokenizer.shards import ShardIndex
 from training.batches import EvaluationBatches, TrainingBatches
-from training.checkpoint import Checkpoint, Checkpoints
+from training.checkpoint import Checkpoint, Checkpoints, Retention
 from training.config import Recipe
 from training.engine import zero_stage
+from training.guard import Record, Tolerance
+from training.meter import require_wandb
+from training.objectives import prediction
 from training.processes import Processes
-from training.run_folder import Plan, RunFolder, find_tokenizer
+from training.read_ahead import ReadAhead
+from training.run_folder import Plan, Rewind, RunFolder, find_tokenizer
+from training.sample_chain import Chain
+from training.samples import Samples
+from training.sources import Storage
+from training.watch import Watch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MOST_REWINDS = 3  # to one checkpoint
 log = logging.getLogger("train")
 
 
@@ -57,11 +70,13 @@ class Job:
     begun: bool
     length: Length
     intervals: Intervals
-    training: TrainingBatches
+    training: ReadAhead
     evaluation: EvaluationBatches | None
     checkpoints: Checkpoints
     configuration: dict[str, Any]
     tokenizer: Path
+    tolerance: Tolerance
+    watch: Watch
 
     @property
     def is_done(self) -> bool:
@@ -74,68 +89,153 @@ class Job:
         """Whether the number of steps is not known yet."""
         return self.plan.max_steps == 0
 
-    def checkpoint(self, step: int, processes: Processes) -> Checkpoint:
+    def fit(self, model: "PreTrainedModel") -> None:
+        """Give batches the form that the attention of a model wants."""
+        for batches in (self.training.batches, self.evaluation):
+            if batches:
+                batches.flatten = str(model.config._attn_implementation).startswith("flash")
+
+    def checkpoint(
+        self,
+        step: int,
+        processes: Processes,
+        guard: Record | None = None,
+        chain: Chain | None = None,
+        validation_loss: float | None = None,
+    ) -> Checkpoint:
         """What the marker of a checkpoint of this run says."""
         recipe = self.plan.recipe
         return Checkpoint(
             step=step,
-            samples=step * recipe.batch.sequences,
+            samples=self.plan.seen(step),
             data_fingerprint=self.plan.data_fingerprint,
             sequence_length=recipe.batch.sequence_length,
             seed=recipe.seed,
             world_size=processes.world_size,
             zero_stage=zero_stage(self.configuration, processes.precision),
             precision=processes.precision,
+            validation_loss=validation_loss,
+            guard=guard or Record(),
+            chain=chain or Chain(),
+        )
+
+    def numbers(self, step: int) -> Any:
+        """Numbers of the samples of a step, on whichever process."""
+        return self.training.samples(self.plan.consumed(step))
+
+    def samples(self, step: int) -> Samples:
+        """What writes samples from `step` on."""
+        plan = self.plan
+        return Samples(
+            self.folder.samples,
+            self.tokenizer,
+            end_of_text_id=plan.end_of_text_id,
+            context_tokens=plan.recipe.batch.sequence_length,
+            watch=self.watch,
+            seed=plan.recipe.seed,
+            step=step,
         )
 
     def last_checkpoint(self, processes: Processes) -> Checkpoint | None:
-        """Where to go on from; ValueError if these processes cannot."""
-        last = self.checkpoints.latest_complete() if self.begun else None
+        """Where to go on from, checked; every process must call. ValueError if this run cannot."""
+        last = self.checkpoints.newest_sound(processes) if self.begun else None
         if last is not None:
             last.refuse_other(self.checkpoint(last.step, processes))
+            last.chain.refuse_other(self.numbers)
         return last
+
+    def rewound(self, step: int, skipped: int, processes: Processes) -> "Job":
+        """The job after a step at which it gave up: back at a checkpoint from before the trouble, on other data.
+
+        Every process must call. ValueError if it went back there too often.
+        """
+        while (last := processes.from_first(self.checkpoints.latest_complete())) and last.guard.in_a_row:
+            self.checkpoints.drop(last, processes)
+        back, known = (last.step, last.guard.skipped) if last else (0, 0)
+        plan = processes.from_first(self.folder.plan)
+        if sum(rewind.to_step == back for rewind in plan.rewinds) >= MOST_REWINDS:
+            raise ValueError(
+                f"{self.tolerance.in_a_row} steps in a row were bad up to step {step}, after going back to step "
+                f"{back} {MOST_REWINDS} times; begin anew with a learning rate below "
+                f"{plan.recipe.optimizer.learning_rate} (--optimizer.learning_rate)"
+            )
+        if processes.is_first:
+            log.warning("steps up to %d were bad: going back to step %d, on other data", step, back)
+        plan = replace(plan, rewinds=(*plan.rewinds, Rewind(step, back, skipped - known)))
+        return replace(self, plan=plan, begun=True)
 
 
 def prepare(
     *,
-    shards: Path,
+    storage: Storage,
     output: Path,
     recipe: Recipe,
     length: Length,
     intervals: Intervals,
-    keep_checkpoints: int,
+    retention: Retention,
+    save_in_background: bool,
+    tolerance: Tolerance,
     evaluation_tokens: int,
     configuration: dict[str, Any],
     tokenizer: Path | None,
+    watch: Watch,
     resume: bool,
     overwrite: bool,
 ) -> Job:
     """Check everything that can be checked without torch, and write nothing. ValueError says what does not fit."""
+    if watch.wandb:
+        require_wandb()
+    shards, sequences = storage.folders[0], recipe.batch.sequences
     index, folder = ShardIndex.load(shards), RunFolder(output)
     tokenizer_file = find_tokenizer(tokenizer or shards / "tokenizer", index)
-    sequence_length, sequences = recipe.batch.sequence_length, recipe.batch.sequences
-    training = TrainingBatches(
-        TokenStream(shards, "train"), sequence_length=sequence_length, sequences=sequences, seed=recipe.seed
-    )
-    evaluation = None
-    if evaluation_tokens and index.has_split("validation"):
-        evaluation = EvaluationBatches(
-            TokenStream(shards, "validation"), sequence_length=sequence_length, max_tokens=evaluation_tokens
-        )
-    elif evaluation_tokens:
-        log.warning("%s has no validation split: there will be no held-out loss", shards)
-    begun = folder.is_begun(recipe, index, resume=resume, overwrite=overwrite)
-    checkpoints = Checkpoints(folder.checkpoints, keep_checkpoints)
+    training, evaluation = _batches(storage, recipe, index, tokenizer_file, evaluation_tokens)
+    fingerprint = training.sources.fingerprint
+    begun = folder.is_begun(recipe, fingerprint, resume=resume, overwrite=overwrite)
+    checkpoints = Checkpoints(folder.checkpoints, retention, save_in_background)
     last = checkpoints.latest_complete() if begun else None
     plan = folder.plan if begun else None
     if plan is None:
-        plan = Plan(recipe, index.fingerprint("train"), index.vocab_size, index.end_of_text_id, planned=())
+        plan = Plan(recipe, fingerprint, index.vocab_size, index.end_of_text_id, planned=())
     if length.budget_seconds is None:
         max_steps = length.max_steps or max(1, training.windows // sequences)
         plan = _ending(plan, max_steps, last.step if last else 0)
     return Job(
-        plan, folder, begun, length, intervals, training, evaluation, checkpoints, configuration, tokenizer_file
+        plan,
+        folder,
+        begun,
+        length,
+        intervals,
+        ReadAhead(training),
+        evaluation,
+        checkpoints,
+        configuration,
+        tokenizer_file,
+        tolerance,
+        watch,
     )
+
+
+def _batches(
+    storage: Storage, recipe: Recipe, index: ShardIndex, tokenizer_file: Path, evaluation_tokens: int
+) -> tuple[TrainingBatches, EvaluationBatches | None]:
+    """What the run trains on and what it is evaluated on; the latter is the validation split of the first folder."""
+    length = recipe.batch.sequence_length
+    predict = prediction(recipe.objective, recipe.attention, Encoder(tokenizer_file.parent), length)
+    training = TrainingBatches(
+        storage.streams("train"),
+        sequence_length=length,
+        sequences=recipe.batch.sequences,
+        seed=recipe.seed,
+        data=recipe.data,
+        predict=predict,
+    )
+    if not evaluation_tokens:
+        return training, None
+    if not index.has_split("validation"):
+        log.warning("%s has no validation split: there will be no held-out loss", storage.folders[0])
+        return training, None
+    held_out = storage.streams("validation", first=True)[0]
+    return training, EvaluationBatches(held_out, sequence_length=length, max_tokens=evaluation_tokens, predict=predict)
 
 
 def _ending(plan: Plan, max_steps: int, taken: int) -> Plan:

@@ -1,13 +1,15 @@
-"""What can be seen of a run: metrics.jsonl, TensorBoard and one line on the terminal, all from the first process."""
+"""What can be seen of a run: metrics.jsonl, TensorBoard, wandb and one line on the terminal, all from one process."""
 
 import collections
+import hashlib
+import importlib.util
 import json
 import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -21,23 +23,38 @@ class Meter:
     """Records one row a step: step, loss, tokens, tokens_per_second, learning_rate, gradient_norm, seconds, epoch.
 
     Steps that were evaluated carry validation_loss, perplexity, bits_per_byte and evaluation_seconds too. `tokens`
-    are all those trained on so far; `loss` is in nats a token, the mean of the global batch.
+    are all those trained on so far; `loss` is in nats a token, the mean of the global batch. `training_bits_per_byte`
+    is that loss by the bytes that a token of the training split has on average; `gauges.Gauges` adds what the step
+    cost. The first row after a resumption has `resumed` 1.
 
     Args:
         metrics: path of metrics.jsonl; rows beyond `step` are dropped, so that a resumed run has each step once.
         tensorboard: folder of event files.
         step: the last step already taken.
         max_steps: of the run, for the time left.
+        bytes_per_token: of the training split; 0 = no bits per byte of training.
+        wandb: project to show the run in as well, under the name of the run's folder; None = not.
 
     `seconds` are those of all steps so far.
     """
 
-    def __init__(self, metrics: Path, tensorboard: Path, *, step: int, max_steps: int) -> None:
-        self.max_steps = max_steps
+    def __init__(
+        self,
+        metrics: Path,
+        tensorboard: Path,
+        *,
+        step: int,
+        max_steps: int,
+        bytes_per_token: float = 0.0,
+        wandb: str | None = None,
+    ) -> None:
+        self.max_steps, self._bytes_per_token = max_steps, bytes_per_token
+        self._resumed = step > 0
+        self._wandb = _wandb_run(wandb, metrics.parent) if wandb else None
         self._board: SummaryWriter = _writer(tensorboard, purge_step=step + 1)
         rows = [row for row in read_metrics(metrics) if row["step"] <= step]
         partial = metrics.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial.write_text("".join(_line(row) for row in rows))
         partial.replace(metrics)
         self._file: IO[str] = metrics.open("a")
         self._line_due = 0.0
@@ -46,13 +63,19 @@ class Meter:
 
     def record(self, row: Row) -> None:
         """Append the row of a step and show it."""
-        self._file.write(json.dumps(row) + "\n")
+        if self._bytes_per_token:
+            row["training_bits_per_byte"] = round(row["loss"] / math.log(2) / self._bytes_per_token, 6)
+        if self._resumed:
+            row["resumed"], self._resumed = 1, False
+        self._file.write(_line(row))
         self._file.flush()
         step = int(row["step"])
         for name, value in row.items():
             if name != "step":
                 kind = "validation" if name in ("validation_loss", "perplexity", "bits_per_byte") else "train"
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+        if self._wandb:
+            self._wandb.log({name: value for name, value in row.items() if name != "step"}, step=step)
         self.seconds += row["seconds"]
         self._recent.append(row["seconds"])
         self._show(row, step)
@@ -71,6 +94,8 @@ class Meter:
         """Finish the files."""
         self._file.close()
         self._board.close()
+        if self._wandb:
+            self._wandb.finish()
 
     def _show(self, row: Row, step: int) -> None:
         """One line, rewritten in place on a terminal, every few seconds elsewhere; evaluations get their own."""
@@ -80,25 +105,43 @@ class Meter:
             return
         self._line_due = now + LINE_SECONDS
         left = (self.max_steps - step) * self.seconds_per_step
-        line = (
-            f"step {step}/{self.max_steps}  loss {row['loss']:.3f}  lr {row['learning_rate']:.2e}  "
-            f"{row['tokens_per_second']:,.0f} tokens/s  {clock(left)} left"
-        )
+        line = f"step {step}/{self.max_steps}  {'  '.join(_figures(row))}  {clock(left)} left"
         if evaluated:
             line += f"  |  held-out loss {row['validation_loss']:.3f}, {row['bits_per_byte']:.3f} bits per byte"
         end = "\n" if evaluated or not terminal or step == self.max_steps else ""
         print(f"\r{line}\x1b[K" if terminal else line, end=end, file=sys.stderr, flush=True)
 
 
+def _figures(row: Row) -> list[str]:
+    """The parts of the line that tell of a step, as far as it has them."""
+    told = [
+        ("loss", "loss {:.3f}", 1),
+        ("training_bits_per_byte", "{:.3f} bits/byte", 1),
+        ("gradient_norm", "norm {:.2f}", 1),
+        ("learning_rate", "lr {:.2e}", 1),
+        ("tokens_per_second", "{:,.0f} tokens/s", 1),
+        ("mfu", "MFU {:.1f} %", 100),
+        ("memory_bytes", "{:.2f} GB", 1e-9),
+        ("data_wait_seconds", "data {:.1f} %", 100 / (row["seconds"] or 1)),
+    ]
+    return [form.format(row[name] * factor) for name, form, factor in told if name in row]
+
+
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl, without a last one that was cut off; empty where there is no file."""
+    """The rows of a metrics.jsonl, without a last one that was cut off, null as nan; empty where there is no file."""
     rows: list[Row] = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             break
+        rows.append({name: math.nan if value is None else value for name, value in row.items()})
     return rows
+
+
+def _line(row: Row) -> str:
+    """A row as strict JSON: a figure that is not finite, of a step that was skipped, is null."""
+    return json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()}) + "\n"
 
 
 def validation_figures(loss: float, tokens: int, text_bytes: int) -> Row:
@@ -116,6 +159,21 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def require_wandb() -> None:
+    """ValueError where wandb is asked for and not installed; imports nothing."""
+    if importlib.util.find_spec("wandb") is None:
+        raise ValueError("wandb is not installed; pip install wandb, or leave --watch.wandb out")
+
+
+def _wandb_run(project: str, folder: Path) -> Any:
+    """A run in a wandb project that goes on where one of this folder was before."""
+    import wandb
+
+    name = folder.resolve().name
+    key = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
+    return wandb.init(project=project, name=name, id=f"{name}-{key}", resume="allow", dir=str(folder))
 
 
 def _writer(folder: Path, purge_step: int) -> "SummaryWriter":

@@ -1,7 +1,12 @@
-"""From the settings of a model to a `transformers` model with fresh weights, and its loss."""
+"""From the settings of a model to a `transformers` model, with fresh weights or with those of a folder."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizer.encode import TOKENIZER_FILE, Encoder
+from tokenizer.shards import ShardIndex
 from training.config import Model
 
 if TYPE_CHECKING:
@@ -22,8 +27,10 @@ def configuration(model: Model, *, vocab_size: int, context_tokens: int, end_of_
         "vocab_size": vocab_size,
         "bos_token_id": end_of_text_id,
         "eos_token_id": end_of_text_id,
-        "tie_word_embeddings": model.tie_embeddings,
     }
+    if model.config:
+        return _from_text(model.config, context_tokens, common)
+    common["tie_word_embeddings"] = model.tie_embeddings
     if model.architecture == "gpt2":
         return GPT2Config(
             n_embd=model.hidden_size,
@@ -49,16 +56,77 @@ def configuration(model: Model, *, vocab_size: int, context_tokens: int, end_of_
     )
 
 
-def build(config: "PretrainedConfig", seed: int) -> "PreTrainedModel":
-    """A model with fresh fp32 weights on the CPU, the same on every rank that uses the same seed.
+def _from_text(text: str, context_tokens: int, common: dict[str, Any]) -> "PretrainedConfig":
+    """A configuration of `transformers` from its JSON; ValueError where it cannot do for the run."""
+    from transformers import AutoConfig
+
+    record: dict[str, Any] = json.loads(text)
+    kind, rows = record.pop("model_type"), record.pop("pretrained_rows", None)
+    if rows is not None:
+        common = common | {"vocab_size": rows}
+    for key in ("architectures", "transformers_version", "dtype", "torch_dtype"):
+        record.pop(key, None)
+    try:
+        config = AutoConfig.for_model(kind, **record | common)
+    except (ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"model.config is no configuration of `transformers` ({kind}): {reason}") from None
+    context = getattr(config, "max_position_embeddings", None) or context_tokens
+    if context < context_tokens:
+        raise ValueError(
+            f"model.config has a context of {context} tokens, batch.sequence_length is {context_tokens}; choose a "
+            "shorter one"
+        )
+    return config
+
+
+def read_pretrained(folder: str, model: Model, shards: Path) -> Model:
+    """The model of a folder to go on from; ValueError where its vocabulary is not that of the shards.
+
+    Compared are the tokenizer.json of both, and the rows of the embedding: there may be more of them than tokens.
+    """
+    index = ShardIndex.load(shards)
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"no config.json in {folder}; --from_pretrained takes the folder of a saved model")
+    read = replace(model, config=folder).read()
+    record = json.loads(read.config)
+    rows = record.get("vocab_size", 0)
+    if rows < index.vocab_size:
+        raise ValueError(
+            f"the model in {folder} has {rows} tokens, the shards have {index.vocab_size}; write the shards with its "
+            "tokenizer"
+        )
+    if (Path(folder) / TOKENIZER_FILE).is_file():
+        fingerprint = Encoder(Path(folder)).fingerprint
+        if fingerprint != index.tokenizer_fingerprint:
+            raise ValueError(
+                f"the tokenizer in {folder} (fingerprint {fingerprint}) is not that of the shards "
+                f"({index.tokenizer_fingerprint}); write the shards with it"
+            )
+    return replace(read, config=json.dumps(record | {"pretrained_rows": rows}, sort_keys=True))
+
+
+def build(config: "PretrainedConfig", seed: int, pretrained: str = "") -> "PreTrainedModel":
+    """A model in fp32 on the CPU: with fresh weights, the same on every rank that uses the same seed, or with those of
+    the folder `pretrained`.
 
     Each process holds the whole model for a moment, before DeepSpeed shards it.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from training.objectives import model_class
 
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    kind = model_class(config)
+    if pretrained:
+        if not Path(pretrained).is_dir():
+            raise ValueError(f"no folder {pretrained}; the run began from it (--from_pretrained)")
+        model: PreTrainedModel = kind.from_pretrained(
+            pretrained, config=config, dtype=torch.float32, local_files_only=True
+        )
+        model.train()
+    else:
+        model = kind.from_config(config, dtype=torch.float32)
     model.config.use_cache = False
     return model
 
@@ -66,12 +134,3 @@ def build(config: "PretrainedConfig", seed: int) -> "PreTrainedModel":
 def count_parameters(model: "torch.nn.Module") -> int:
     """Weights of a model; a tied matrix counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def token_losses(model: "torch.nn.Module", tokens: "torch.Tensor") -> "torch.Tensor":
-    """Cross entropy in nats (B, T), fp32, of predicting tokens[:, 1:] (B, T + 1) from what precedes each."""
-    from torch.nn import functional
-
-    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-    flat = functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
-    return flat.view(tokens.shape[0], -1)

@@ -1,4 +1,4 @@
-"""AdamW over two groups of parameters, and the learning rate as a pure function of the step."""
+"""AdamW and Muon over groups of parameters, and the learning rate as a pure function of the step."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -11,31 +11,74 @@ if TYPE_CHECKING:
 Planned = tuple[tuple[int, int], ...]
 
 
-def parameter_groups(model: "torch.nn.Module", weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: "torch.nn.Module", settings: Optimizer) -> list[dict[str, Any]]:
     """Matrices (two dimensions or more) decay; biases and the gains of norms do not.
 
     Embeddings are matrices and decay too: tied, they are the output layer, whose logits weight decay keeps small;
-    untied, rows of rare tokens would otherwise keep their random initial values for ever.
+    untied, rows of rare tokens would otherwise keep their random initial values for ever. Muon gets the matrices of
+    the blocks, and neither embeddings nor the output layer: a row of those is a vector of its own.
+
+    Each group has `peak`, the learning rate that the schedule scales, and `use_muon`.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    looked_up = _embeddings_and_head(model)
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": settings.weight_decay, "use_muon": False},
+        {"params": [], "weight_decay": 0.0, "use_muon": False},
+        {"params": [], "weight_decay": settings.weight_decay, "use_muon": True},
     ]
+    for parameter in trained:
+        is_muons = settings.kind == "muon" and parameter.ndim == 2 and id(parameter) not in looked_up
+        groups[2 if is_muons else parameter.ndim < 2]["params"].append(parameter)
+    for group in groups:
+        group["peak"] = group["lr"] = settings.muon_learning_rate if group["use_muon"] else settings.learning_rate
     return [group for group in groups if group["params"]]
 
 
-def build(model: "torch.nn.Module", settings: Optimizer) -> "torch.optim.AdamW":
-    """torch's own AdamW: DeepSpeed's needs a compiler at run time and has other defaults. Fused, on CPUs too."""
+def _embeddings_and_head(model: "torch.nn.Module") -> set[int]:
+    """Ids of the parameters of all embeddings and of the output layer, whatever their names."""
     import torch
 
-    return torch.optim.AdamW(
-        parameter_groups(model, settings.weight_decay),
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        fused=True,
-    )
+    modules = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    find_head: Any = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head else None
+    return {id(parameter) for module in [*modules, *([head] if head else [])] for parameter in module.parameters()}
+
+
+def build(model: "torch.nn.Module", settings: Optimizer) -> "torch.optim.Optimizer":
+    """torch's own AdamW: DeepSpeed's needs a compiler at run time and has other defaults. Fused, on CPUs too.
+
+    Muon is DeepSpeed's, which orthogonalises whole matrices before ZeRO cuts them; torch's would be given flat parts.
+    DeepSpeed tags parameters by their names when it makes its optimizer (GPT-2's `wte` would be a matrix to it); here
+    they are tagged by what they are.
+    """
+    import torch
+
+    groups = parameter_groups(model, settings)
+    adam: dict[str, Any] = {"betas": (settings.beta1, settings.beta2), "eps": settings.epsilon}
+    if settings.kind == "adamw":
+        for group in groups:
+            del group["use_muon"]
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True, **adam)
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    if not torch.cuda.is_available():
+        _muon_without_compiler()
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.use_muon = group["use_muon"]
+        group |= {"momentum": settings.muon_momentum} if group["use_muon"] else adam
+    return MuonWithAuxAdam(groups)  # type: ignore[no-any-return]
+
+
+def _muon_without_compiler() -> None:
+    """Take torch.compile off DeepSpeed's Muon: on CPUs it would need a C++ compiler and minutes at the first step."""
+    from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
+
+    for name in ("zeropower_via_newtonschulz5", "zeropower_via_gram_newtonschulz", "muon_update"):
+        compiled = getattr(original_muon, name)
+        setattr(original_muon, name, getattr(compiled, "_torchdynamo_orig_callable", compiled))
+    muon_optimizer.muon_update = original_muon.muon_update
 
 
 def progress(step: int, planned: Planned) -> float:
@@ -54,7 +97,7 @@ def progress(step: int, planned: Planned) -> float:
 
 
 def learning_rate(step: int, planned: Planned, peak: float, schedule: Schedule) -> float:
-    """Learning rate of a step from 1 on: up in a line to `peak`, down along a cosine to the final fraction.
+    """Learning rate of a step from 1 on: up in a line to `peak`, then as the schedule's kind says.
 
     The warm-up takes at most half of the run as it was planned first, so that a short trial of a long recipe still
     trains.
@@ -62,7 +105,12 @@ def learning_rate(step: int, planned: Planned, peak: float, schedule: Schedule) 
     warmup = min(schedule.warmup_steps, planned[0][1] // 2)
     if step <= warmup:
         return peak * step / warmup
+    if schedule.kind == "constant":
+        return peak
     begun = progress(warmup, planned)
-    fallen = (progress(step, planned) - begun) / (1 - begun) if begun < 1 else 1.0
-    cosine = 0.5 * (1 + math.cos(math.pi * fallen))
-    return peak * (schedule.final_fraction + (1 - schedule.final_fraction) * cosine)
+    gone = (progress(step, planned) - begun) / (1 - begun) if begun < 1 else 1.0
+    final = schedule.final_fraction
+    if schedule.kind == "wsd":
+        left = 1.0 if schedule.decay_share == 0 else min(1.0, (1 - gone) / schedule.decay_share)
+        return peak * (final + (1 - final) * max(0.0, left))
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * gone)))

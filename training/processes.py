@@ -1,14 +1,14 @@
 """The processes of a run: how they find each other, which device and precision each uses, what they agree on."""
 
+import atexit
 import contextlib
 import os
-import signal
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,12 +20,17 @@ FIRST_SPEAKS_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of the run; `precision` is fp32 on CPUs, bf16 on GPUs."""
+    """This process among all of the run.
+
+    `precision` is that of the weights: fp32, bf16 or fp16. `autocast` says that the weights are fp32 and matrix
+    products are computed in bf16 all the same.
+    """
 
     rank: int
     world_size: int
     device: "torch.device"
     precision: str
+    autocast: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -49,6 +54,14 @@ class Processes:
         torch.distributed.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
 
+    def gathered(self, value: Any) -> list[Any]:
+        """The `value` (anything small that pickles) of each process, by rank, on every process."""
+        import torch.distributed
+
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
     def wait(self) -> None:
         """Return when every process has come here."""
         from deepspeed import comm
@@ -56,7 +69,7 @@ class Processes:
         comm.barrier()
 
 
-def join(local_rank: int, threads: int) -> Processes:
+def join(local_rank: int, threads: int, precision: str = "auto") -> Processes:
     """Meet the other processes. Works under `deepspeed`, under torchrun, with RENDEZVOUS set, and alone.
 
     No compiler is needed: DeepSpeed's shared-memory collectives, which it would build here, are left to gloo.
@@ -64,11 +77,14 @@ def join(local_rank: int, threads: int) -> Processes:
     Args:
         local_rank: as the launcher passes it; -1 = from the environment.
         threads: of torch on CPUs, a process; 0 = OMP_NUM_THREADS, else cores divided by local processes.
+        precision: as of `config.Compute`.
     """
     _complete_rendezvous(local_rank)
     import torch
 
     on_gpu = torch.cuda.is_available()
+    if precision == "fp16" and not on_gpu:
+        raise ValueError("compute.precision fp16 needs GPUs, and there are none; use bf16 or fp32")
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(threads or _threads())
@@ -83,8 +99,10 @@ def join(local_rank: int, threads: int) -> Processes:
     if on_gpu:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    precision = "bf16" if on_gpu else "fp32"
-    return Processes(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device, precision)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if not on_gpu:
+        return Processes(rank, world_size, device, "fp32", autocast=precision == "bf16")
+    return Processes(rank, world_size, device, "bf16" if precision == "auto" else precision)
 
 
 def _quieten() -> None:
@@ -102,6 +120,23 @@ def leave() -> None:
 
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+class Ending:
+    """The exit code of a process that met others; when Python comes to its end, the process ends by it, at once.
+
+    Python and the libraries are not taken apart: a thread of gloo that lets go of a tensor meanwhile ends the process
+    with SIGABRT, after all was done and saved.
+    """
+
+    def __init__(self) -> None:
+        self.code = 1
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self.code)
 
 
 def _complete_rendezvous(local_rank: int) -> None:
@@ -140,16 +175,3 @@ def first_speaks() -> Iterator[None]:
         if int(os.environ.get("RANK", "0")):
             time.sleep(FIRST_SPEAKS_SECONDS)
         raise
-
-
-class StopRequest:
-    """Whether SIGTERM or SIGINT came; the second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.came = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
-        signal.signal(number, signal.SIG_DFL)

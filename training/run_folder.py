@@ -8,11 +8,27 @@ from typing import Any
 
 from tokenizer.encode import TOKENIZER_FILE, Encoder
 from tokenizer.shards import ShardIndex
-from training.checkpoint import write_durably
 from training.config import Recipe
+from training.durable import write_durably
 from training.optimizer import Planned
 
 TOLERANCE, LEAST_SHARE = 0.02, 0.1
+FREE_TO_CHANGE = ("batch.sequences_per_device",)  # how a step is cut, not what it computes
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """That the run went back.
+
+    Args:
+        from_step: the bad step after which it did.
+        to_step: where it went on from; the data of the steps between is never seen again.
+        skipped: steps between that had been skipped.
+    """
+
+    from_step: int
+    to_step: int
+    skipped: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +42,7 @@ class Plan:
         end_of_text_id: the token that ends a document.
         planned: pairs (from this step on, the run ends at that step), see `optimizer.progress`; more than one where
             the length was revised, to keep to the minutes given or because more steps were asked for later.
+        rewinds: when the run went back, and thereby which data it leaves out.
     """
 
     recipe: Recipe
@@ -33,11 +50,32 @@ class Plan:
     vocab_size: int
     end_of_text_id: int
     planned: Planned
+    rewinds: tuple[Rewind, ...] = ()
 
     @property
     def max_steps(self) -> int:
         """Optimizer steps of the whole run, as planned now; 0 = not known yet."""
         return self.planned[-1][1] if self.planned else 0
+
+    def consumed(self, step: int) -> int:
+        """The first training sequence of a step, from 1 on: all before it were seen or left out."""
+        before = [rewind.from_step - rewind.to_step for rewind in self.rewinds if rewind.to_step < step]
+        return (step - 1 + sum(before)) * self.recipe.batch.sequences
+
+    def seen(self, step: int) -> int:
+        """Training sequences up to the end of a step, those left out included."""
+        return self.consumed(step) + self.recipe.batch.sequences if step else 0
+
+    def rewinds_told(self, step: int) -> dict[str, float | int]:
+        """What the metrics of a step say of rewinds: how many, steps skipped before them, and the last one's."""
+        before = [rewind for rewind in self.rewinds if rewind.to_step < step]
+        if not before:
+            return {}
+        told: dict[str, float | int] = {
+            "rewinds": len(before),
+            "steps_rewound": sum(one.from_step - one.to_step for one in before),
+        }
+        return told | ({"rewound_from": before[-1].from_step} if before[-1].to_step == step - 1 else {})
 
     def ending(self, begin: int, max_steps: int) -> "Plan":
         """The plan with another end from step `begin` on; unchanged if it has that end or was revised later."""
@@ -57,9 +95,10 @@ class Plan:
 
     def model_config(self) -> Any:
         """The `transformers` configuration of the run's model."""
-        from training.model import configuration
+        from training.objectives import configuration
 
         return configuration(
+            self.recipe.objective,
             self.recipe.model,
             vocab_size=self.vocab_size,
             context_tokens=self.recipe.batch.sequence_length,
@@ -68,7 +107,9 @@ class Plan:
 
 
 class RunFolder:
-    """RUN: plan.json, metrics.jsonl, tokenizer/, checkpoints/, tensorboard/, export/ and, when done, summary.json."""
+    """RUN: plan.json, data.json, metrics.jsonl, samples.jsonl, tokenizer/, checkpoints/, tensorboard/, and, when done,
+    export/, run.html and summary.json.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -77,6 +118,9 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.tokenizer = self.path / "tokenizer"
         self.export = self.path / "export"
+        self.samples = self.path / "samples.jsonl"
+        self.page = self.path / "run.html"
+        self.data = self.path / "data.json"
         self._plan, self._summary = self.path / "plan.json", self.path / "summary.json"
 
     @property
@@ -87,7 +131,8 @@ class RunFolder:
         record = json.loads(self._plan.read_text())
         del record["max_steps"]
         planned = tuple((begin, end) for begin, end in record.pop("planned"))
-        return Plan(recipe=Recipe.from_record(record.pop("recipe")), planned=planned, **record)
+        rewinds = tuple(Rewind(**rewind) for rewind in record.pop("rewinds", ()))
+        return Plan(recipe=Recipe.from_record(record.pop("recipe")), planned=planned, rewinds=rewinds, **record)
 
     def record(self, plan: Plan) -> None:
         """Write the plan down, before any step that follows it."""
@@ -98,7 +143,7 @@ class RunFolder:
         """Results of a run that reached its last step, else None."""
         return json.loads(self._summary.read_text()) if self._summary.is_file() else None
 
-    def is_begun(self, recipe: Recipe, index: ShardIndex, *, resume: bool, overwrite: bool) -> bool:
+    def is_begun(self, recipe: Recipe, data_fingerprint: str, *, resume: bool, overwrite: bool) -> bool:
         """Whether a run of `recipe` on these shards is here to go on with; changes nothing.
 
         ValueError if the folder holds something else.
@@ -112,9 +157,9 @@ class RunFolder:
             return False
         if not resume:
             raise ValueError(f"{self.path} holds a training run; choose another --output, or --overwrite")
-        differences = recipe.differences(plan.recipe)
-        if index.fingerprint("train") != plan.data_fingerprint:
-            differences.append(f"data {index.fingerprint('train')} (was {plan.data_fingerprint})")
+        differences = [one for one in recipe.differences(plan.recipe) if not one.startswith(FREE_TO_CHANGE)]
+        if data_fingerprint != plan.data_fingerprint:
+            differences.append(f"data {data_fingerprint} (was {plan.data_fingerprint})")
         if differences:
             raise ValueError(
                 f"{self.path} holds a run with other settings: {', '.join(differences)}; choose another --output, "
@@ -131,6 +176,10 @@ class RunFolder:
         self.tokenizer.mkdir(exist_ok=True)
         shutil.copyfile(tokenizer, self.tokenizer / tokenizer.name)
         self._summary.unlink(missing_ok=True)
+
+    def record_data(self, record: dict[str, Any]) -> None:
+        """Note what the data is, for the model card."""
+        write_durably(self.data, record)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Record the results; from now on the run is done."""

@@ -3,17 +3,23 @@
 import hashlib
 import itertools
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from training.meter import Row, validation_figures
-from training.model import token_losses
 
 if TYPE_CHECKING:
+    import torch
     from deepspeed import DeepSpeedEngine
+    from transformers import PreTrainedModel
 
-    from training.batches import EvaluationBatches, TrainingBatches
+    from training.batches import EvaluationBatches
     from training.processes import Processes
+    from training.read_ahead import ReadAhead
 
+    MicroBatch = dict[str, torch.Tensor]
+
+IGNORED = -100  # a label that is none; as in losses.py, which imports torch
 PROBE_WARMUP_STEPS, PROBE_STEPS = 2, 4
 
 
@@ -29,26 +35,66 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def take_step(
-    engine: "DeepSpeedEngine", batches: "TrainingBatches", processes: "Processes", consumed: int, learning_rate: float
+    engine: "DeepSpeedEngine", batches: "ReadAhead", processes: "Processes", consumed: int, learning_rate: float
 ) -> float:
     """One optimizer step on the global batch that begins at sequence `consumed`.
 
-    Returns this process's mean loss in nats a token. Every sequence has equally many labels, so the mean over
-    micro-batches and processes is the mean over tokens, however the batch is cut.
+    The gradient is that of the sum over all labels of the global batch divided by their number, however the batch is
+    cut among processes and micro-batches and however unequally labels are spread over them. Returns this process's
+    part of the loss in nats a token: the mean over processes is that of the global batch.
+
+    Args:
+        learning_rate: of AdamW; Muon's goes up and down with it.
     """
     import torch
 
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
-    total = torch.zeros((), device=engine.device)
-    accumulation = engine.gradient_accumulation_steps()
+    _set_learning_rate(engine, learning_rate)
     size = engine.train_micro_batch_size_per_gpu()
-    for tokens in batches.share(consumed, size, processes.rank, processes.world_size):
-        loss = token_losses(engine, tokens.to(engine.device)).mean()
-        engine.backward(loss)
+    share = list(batches.share(consumed, size, processes.rank, processes.world_size))
+    scale = _scale(share, processes)
+    total = torch.zeros((), device=engine.device)
+    for batch in share:
+        loss, nats = summed_losses(engine, batch)
+        engine.backward(loss * scale, scale_wrt_gas=False)
         engine.step()
-        total += loss.detach() / accumulation
-    return float(total)
+        total += nats
+    return float(total * scale)
+
+
+def _set_learning_rate(engine: "DeepSpeedEngine", learning_rate: float) -> None:
+    """Groups with a `peak` follow the first one in proportion: that is AdamW's, whose rate the schedule gives."""
+    groups = engine.optimizer.param_groups
+    peak = next(group["peak"] for group in groups if not group.get("use_muon"))
+    for group in groups:
+        group["lr"] = learning_rate * group["peak"] / peak
+
+
+def _scale(share: "Sequence[MicroBatch]", processes: "Processes") -> "torch.Tensor":
+    """Processes divided by the labels of the global batch; on the device, where nothing waits for it.
+
+    DeepSpeed divides the sum of the processes' gradients by the number of processes.
+    """
+    import torch
+    from deepspeed import comm
+
+    labels = sum(int((batch["labels"] != IGNORED).sum()) for batch in share)
+    count = torch.tensor(float(labels), dtype=torch.float64).to(processes.device, non_blocking=True)
+    if processes.world_size > 1:
+        comm.all_reduce(count)
+    return (processes.world_size / count.clamp(min=1)).float()
+
+
+def summed_losses(
+    model: "PreTrainedModel | DeepSpeedEngine", batch: "MicroBatch"
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """What is minimised, and the cross entropy in nats: sums over the labels of a micro-batch, on the model's device.
+
+    The model is one of `losses.computes_losses`, in an engine or not.
+    """
+    inputs = {name: values.to(model.device, non_blocking=True) for name, values in batch.items()}
+    labels = inputs.pop("labels")
+    loss, nats = model(**inputs, target_ids=labels)
+    return loss, nats
 
 
 def evaluate(engine: "DeepSpeedEngine", batches: "EvaluationBatches", processes: "Processes") -> Row:
@@ -56,23 +102,22 @@ def evaluate(engine: "DeepSpeedEngine", batches: "EvaluationBatches", processes:
     import torch
 
     begun = time.monotonic()
-    nats, tokens_read = torch.zeros((), dtype=torch.float64, device=engine.device), 0
+    total, labels = torch.zeros((), dtype=torch.float64, device=engine.device), 0
     engine.eval()
     with torch.no_grad():
         size = engine.train_micro_batch_size_per_gpu()
-        for tokens, real in batches.share(size, processes.rank, processes.world_size):
-            losses = token_losses(engine, tokens.to(engine.device))
-            nats += losses[real.to(engine.device)].double().sum()
-            tokens_read += int(real.sum()) * losses.shape[1]
+        for batch in batches.share(size, processes.rank, processes.world_size):
+            labels += int((batch["labels"] != IGNORED).sum())
+            total += summed_losses(engine, batch)[1].double()
     engine.train()
-    total, count = processes.total([float(nats), tokens_read])
+    nats, count = processes.total([float(total), labels])
     stream = batches.stream
-    figures = validation_figures(total / count, len(stream), stream.text_bytes)
+    figures = validation_figures(nats / count, len(stream), stream.text_bytes)
     return figures | {"evaluation_seconds": round(time.monotonic() - begun, 3)}
 
 
 def seconds_per_step(
-    engine: "DeepSpeedEngine", batches: "TrainingBatches", processes: "Processes", budget_seconds: float
+    engine: "DeepSpeedEngine", batches: "ReadAhead", processes: "Processes", budget_seconds: float
 ) -> float:
     """Mean seconds of an optimizer step, the same number on every process.
 

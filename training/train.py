@@ -1,49 +1,70 @@
 """Shards -> a trained model: `deepspeed training/train.py --config FILE.yaml --shards SHARDS --output RUN`."""
 
+import contextlib
+import enum
+import gc
 import logging
-import math
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tokenizer.command_line import run
 from training import engine as engines
-from training import processes, steps
-from training.config import Batch, Model, Optimizer, Recipe, Schedule
+from training import processes, results, steps
+from training.config import Attention, Batch, Compute, Data, Model, Objective, Optimizer, Recipe, Schedule
+from training.guard import Guard, OnNan, Record, Tolerance
+from training.model import read_pretrained
 from training.optimizer import learning_rate
+from training.run_length import replanned, with_known_length
+from training.sample_chain import Chain
+from training.stopping import STOPPED, StopRequest
+from training.watch import Watch
+from training.zero_settings import read_configuration
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+    from training.checkpoint import Checkpoint
     from training.job import Job
     from training.meter import Meter, Row
-    from training.processes import Processes, StopRequest
-    from training.run_folder import Plan
-
-STOPPED = 75  # exit code of a run that saved because it was asked to stop: try again (EX_TEMPFAIL), it goes on
-PROBE_SHARE = 0.04  # of the minutes to train, spent on timing steps before
+    from training.processes import Processes
 
 DEFAULTS = Recipe(Model(), Batch(), Optimizer(), Schedule(), seed=0)
+DEFAULT_WATCH = Watch()
 log = logging.getLogger("train")
 
 
 def main(
     *,
-    shards: str,
+    shards: list[str],
     output: str,
     model: Model = DEFAULTS.model,
     batch: Batch = DEFAULTS.batch,
     optimizer: Optimizer = DEFAULTS.optimizer,
     schedule: Schedule = DEFAULTS.schedule,
+    compute: Compute = DEFAULTS.compute,
+    from_pretrained: str = "",
     seed: int = DEFAULTS.seed,
+    data: Data = DEFAULTS.data,
+    objective: Objective = DEFAULTS.objective,
+    attention: Attention = DEFAULTS.attention,
+    verify: bool = False,
+    cache: str | None = None,
+    cache_bytes: int = 64 << 30,
     max_steps: int | None = None,
     train_minutes: float | None = None,
     checkpoint_every: int = 500,
     keep_checkpoints: int = 2,
+    keep_best: bool = True,
+    keep_every: int = 0,
+    save_in_background: bool = True,
     evaluate_every: int = 500,
     evaluation_tokens: int = 1 << 20,
+    on_nan: OnNan = "rewind",
+    bad_steps: int = 3,
+    spike_factor: float = 0.0,
+    watch: Watch = DEFAULT_WATCH,
     resume: Literal["auto", "never"] = "auto",
     deepspeed: str = engines.DEFAULT_CONFIGURATION,
     tokenizer: str | None = None,
@@ -53,23 +74,43 @@ def main(
 ) -> int:
     """Train a language model from scratch on token shards, from one CPU to many GPUs.
 
-    A run goes on from its last checkpoint when the same command is given again; a finished one is left as it is.
+    A run goes on from its last sound checkpoint when the same command is given again, with as many processes and at
+    whichever ZeRO stage it is given; a finished one is left as it is.
 
     Args:
-        shards: folder that write_shards wrote.
+        shards: folders that write_shards wrote, all with one tokenizer; or URIs of such, as s3://bucket/folder.
         output: folder of the run.
         model: shape of the transformer.
         batch: what one step sees.
-        optimizer: AdamW.
+        optimizer: AdamW, or Muon with it.
         schedule: learning rate over the run.
+        compute: precision, compilation, what is traded for memory.
+        from_pretrained: folder of a `transformers` model to go on from, instead of fresh weights; its tokenizer must
+            be that of the shards.
         seed: of weights, data order and dropout.
+        data: weights of several folders, how far they are shuffled, sequence-length warm-up.
+        objective: what is predicted.
+        attention: sequence = across the borders of documents; document = it and positions begin anew at each.
+        verify: hash all shards before the first step; else each is hashed when it is first read.
+        cache: folder for copies of shards in remote storage (s3://…), for all processes of a machine; default:
+            OUTPUT.cache.
+        cache_bytes: bound on the copies.
         max_steps: optimizer steps of the whole run; without it and train_minutes, one epoch.
         train_minutes: length of the run where max_steps is not given: steps are timed first, as many planned as fit,
             and their number revised at checkpoints; evaluations and checkpoints come on top.
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_checkpoints: how many of the newest are kept.
+        keep_best: keep the one of the lowest held-out loss too, of those saved at an evaluation.
+        keep_every: keep those at multiples of so many steps for good; 0 = none.
+        save_in_background: train on while a checkpoint is written, from a copy; needs 12 bytes a parameter, divided by
+            the processes, until then.
         evaluate_every: steps between evaluations; the last step always has one.
         evaluation_tokens: bound on the tokens of one evaluation; 0 = no evaluation.
+        on_nan: a step whose gradient is not finite is skipped and counted; after bad_steps of them in a row the run
+            goes back to the last checkpoint and leaves that data out (rewind), or ends (skip). stop: ends at once.
+        bad_steps: in a row, after which on_nan decides.
+        spike_factor: a gradient norm above that many times the running median is as bad as NaN; 0 = never.
+        watch: what the run shows of itself.
         resume: auto goes on from the last complete checkpoint; never refuses a folder that holds a run.
         deepspeed: DeepSpeed configuration, of ZeRO only; the rest is decided here.
         tokenizer: folder of the tokenizer.json that wrote the shards; default: SHARDS/tokenizer.
@@ -77,59 +118,97 @@ def main(
         local_rank: set by the launcher.
         overwrite: begin anew, whatever run `output` holds.
     """
+    from training.checkpoint import Retention
     from training.job import Intervals, Length, prepare
+    from training.sources import Storage
 
     if int(os.environ.get("RANK", "0")):
         log.setLevel(logging.ERROR)  # the first process speaks for all
     with processes.first_speaks():
-        batch.micro_size(int(os.environ.get("WORLD_SIZE", "1")))
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        storage = Storage(shards, verify=verify, cache=Path(cache or f"{output}.cache"), cache_bytes=cache_bytes)
+        model = read_pretrained(from_pretrained, model, storage.folders[0]) if from_pretrained else model.read()
+        recipe = Recipe(model, batch, optimizer, schedule, seed, compute, from_pretrained, data, objective, attention)
+        configuration = read_configuration(deepspeed, recipe, world_size)
         job = prepare(
-            shards=Path(shards),
+            storage=storage,
             output=Path(output),
-            recipe=Recipe(model, batch, optimizer, schedule, seed),
+            recipe=recipe,
             length=Length(max_steps, train_minutes),
             intervals=Intervals(checkpoint_every, evaluate_every),
-            keep_checkpoints=keep_checkpoints,
+            retention=Retention(keep_checkpoints, keep_best, keep_every),
+            save_in_background=save_in_background,
+            tolerance=Tolerance(on_nan, bad_steps, spike_factor),
             evaluation_tokens=evaluation_tokens,
-            configuration=engines.read_configuration(deepspeed),
+            watch=watch,
+            configuration=configuration,
             tokenizer=Path(tokenizer) if tokenizer else None,
             resume=resume == "auto",
             overwrite=overwrite,
         )
         if job.is_done:
-            _say_once(f"already trained\n{_results(job)}")
+            _say_once(f"already trained\n{results.told(job)}")
             return 0
-        everyone = processes.join(local_rank, threads)
-        job = _with_known_length(job, everyone)
-        finished = _train(job, everyone)
+        everyone, ending = processes.join(local_rank, threads, compute.precision), processes.Ending()
+        stop = StopRequest()
+        finished = _train(with_known_length(job, everyone), everyone, stop)
         processes.leave()
-    _say_once(_results(job) if finished else f"stopped and saved; the same command goes on ({output})")
-    return 0 if finished else STOPPED
+    _say_once(results.told(job) if finished else f"stopped and saved; the same command goes on ({output})")
+    ending.code = 0 if finished else STOPPED
+    return ending.code
 
 
-def _train(job: "Job", everyone: "Processes") -> bool:
+class Outcome(enum.Enum):
+    """How the loop ended."""
+
+    FINISHED = enum.auto()
+    STOPPED = enum.auto()
+    GAVE_UP = enum.auto()
+
+
+def _train(job: "Job", everyone: "Processes", stop: StopRequest) -> bool:
     """Take the run from where it is to its end; False if it was asked to stop before."""
-    from training.meter import Meter
+    while True:
+        last = job.last_checkpoint(everyone)
+        engine = _engine_from(job, last, everyone)
+        guard = Guard(job.tolerance, last.guard if last else Record())
+        guard.attach(engine)
+        step = last.step if last else 0
+        results.announce(job, engine, everyone, step)
+        meter = _meter(job, step) if everyone.is_first else None
+        with contextlib.closing(job.training):
+            outcome, step = loop(job, engine, everyone, meter, stop, guard, last.chain if last else Chain())
+        if meter:
+            meter.close()
+        if outcome is not Outcome.GAVE_UP:
+            break
+        skipped = guard.skipped
+        engine.destroy()
+        del engine, guard
+        gc.collect()  # so that two engines need not fit
+        job = job.rewound(step, skipped, everyone)
+    if outcome is Outcome.FINISHED and everyone.is_first:
+        results.finish(job)
+    everyone.wait()
+    return outcome is Outcome.FINISHED
 
-    last = job.last_checkpoint(everyone)
+
+def _engine_from(job: "Job", last: "Checkpoint | None", everyone: "Processes") -> "DeepSpeedEngine":
+    """The folder laid out, and an engine that stands where the checkpoint does, whoever wrote that."""
     everyone.wait()
     if everyone.is_first:
         job.folder.begin(job.plan, job.tokenizer, begun=job.begun)
-        job.checkpoints.remove_incomplete()
+        job.checkpoints.remove_incomplete(last)
     everyone.wait()
-    engine = engines.build(job.plan.recipe, job.plan.model_config(), job.configuration, everyone)
+    wanted = job.checkpoint(last.step if last else 0, everyone)
+    configuration = job.configuration
+    if last is not None and job.checkpoints.convert(last, wanted, everyone) and wanted.zero_stage:
+        configuration = configuration | {"checkpoint": {"load_universal": True}}
+    engine = engines.build(job.plan.recipe, job.plan.model_config(), configuration, everyone)
     if last is not None:
-        job.checkpoints.load(engine, last)
-    step = last.step if last else 0
-    _announce(job, engine, everyone, step)
-    meter = None
-    if everyone.is_first:
-        meter = Meter(job.folder.metrics, job.folder.tensorboard, step=step, max_steps=job.plan.max_steps)
-    finished = loop(job, engine, everyone, meter, processes.StopRequest(), step)
-    if finished and everyone.is_first:
-        _finish(job)
-    everyone.wait()
-    return finished
+        job.checkpoints.load(engine, last, wanted)
+    job.fit(engine.module)
+    return engine
 
 
 def loop(
@@ -137,55 +216,66 @@ def loop(
     engine: "DeepSpeedEngine",
     everyone: "Processes",
     meter: "Meter | None",
-    stop: "StopRequest",
-    step: int,
-) -> bool:
-    """The training loop, from `step` to the end of the plan; False if asked to stop before. The last step is saved.
+    stop: StopRequest,
+    guard: Guard,
+    chain: Chain,
+) -> tuple[Outcome, int]:
+    """The training loop, from the step of `chain` to the end of the plan, and the step that it came to.
 
-    All that it depends on is plan and step: data, learning rate and randomness are functions of them.
+    All that it depends on is plan and step: data, learning rate and randomness are functions of them. A bad step
+    changes nothing; what is saved is the last step, and none in a row of bad ones that may have to be gone back from.
     """
-    recipe, plan = job.plan.recipe, job.plan
+    from training.gauges import Gauges
+
+    recipe, plan, step = job.plan.recipe, job.plan, chain.step
+    gauges, samples = Gauges(engine, job.training, everyone, recipe.batch.sequence_length), job.samples(step)
     while step < plan.max_steps:
         begun = time.monotonic()
         step += 1
         rate = learning_rate(step, plan.planned, recipe.optimizer.learning_rate, recipe.schedule)
         steps.seed_step(recipe.seed, step, everyone.rank)
-        mine = steps.take_step(engine, job.training, everyone, (step - 1) * recipe.batch.sequences, rate)
-        losses, stops = everyone.total([mine, stop.came])
+        guard.begin()
+        mine = steps.take_step(engine, job.training, everyone, plan.consumed(step), rate)
+        chain = chain.after(job.numbers(step))
+        written = job.checkpoints.written
+        losses, stops, refused, done = everyone.total([mine, stop.came, guard.refused(engine), written])
         row = _row(job, engine, step, losses / everyone.world_size, rate, time.monotonic() - begun)
+        row |= gauges.read(recipe.batch.tokens, row["seconds"])
+        row |= guard.settle(engine, refused > 0) | plan.rewinds_told(step)
         if job.evaluation and (step % job.intervals.evaluate_every == 0 or step == plan.max_steps):
             row |= steps.evaluate(engine, job.evaluation, everyone)
+            samples.write(engine, everyone, step)
         if meter:
             meter.record(row)
-        if step % job.intervals.checkpoint_every == 0 or step == plan.max_steps or stops:
-            plan = _replanned(job, plan, everyone, meter, step)
-            job.checkpoints.save(engine, job.checkpoint(step, everyone), everyone)
+        if guard.gives_up or done == everyone.world_size:
+            job.checkpoints.finish(everyone)
+        if guard.gives_up:
+            return _gave_up(job, row)
+        due = step % job.intervals.checkpoint_every == 0 and not guard.in_a_row
+        if due or step == plan.max_steps or stops:
+            plan = replanned(job, plan, everyone, meter, step)
+            saved = job.checkpoint(step, everyone, guard.record, chain, row.get("validation_loss"))
+            job.checkpoints.save(engine, saved, everyone)
         if stops:
             break
-    if meter:
-        meter.close()
-    return step == plan.max_steps
+    job.checkpoints.finish(everyone)
+    return Outcome.FINISHED if step == plan.max_steps else Outcome.STOPPED, step
 
 
-def _replanned(job: "Job", plan: "Plan", everyone: "Processes", meter: "Meter | None", step: int) -> "Plan":
-    """The plan, with a new end if the run's minutes ask for one; on the disk, as the metrics, before a checkpoint."""
-    if meter:
-        meter.flush()
-        if job.length.budget_seconds is not None and step < plan.max_steps:
-            left = job.length.budget_seconds - meter.seconds
-            plan = plan.keeping_time(step, left, meter.seconds_per_step)
-            meter.max_steps = plan.max_steps
-            job.folder.record(plan)
-    return everyone.from_first(plan)
+def _gave_up(job: "Job", row: "Row") -> tuple[Outcome, int]:
+    """Too many bad steps: go back, or ValueError where the run should end."""
+    step, wanted = int(row["step"]), job.tolerance.on_nan
+    if wanted == "rewind":
+        return Outcome.GAVE_UP, step
+    raise ValueError(
+        f"step {step} has loss {row['loss']} and gradient norm {row.get('gradient_norm')}, and --on_nan is {wanted}; "
+        "give the same command with --on_nan rewind, or begin anew with a learning rate below "
+        f"{job.plan.recipe.optimizer.learning_rate} (--optimizer.learning_rate)"
+    )
 
 
 def _row(job: "Job", engine: "DeepSpeedEngine", step: int, loss: float, rate: float, seconds: float) -> "Row":
     recipe = job.plan.recipe
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"the loss of step {step} is {loss}; begin anew with a learning rate below "
-            f"{recipe.optimizer.learning_rate} (--optimizer.learning_rate)"
-        )
     tokens, norm = recipe.batch.tokens, engine.get_global_grad_norm()
     row: Row = {
         "step": step,
@@ -194,101 +284,25 @@ def _row(job: "Job", engine: "DeepSpeedEngine", step: int, loss: float, rate: fl
         "tokens_per_second": round(tokens / seconds, 1),
         "learning_rate": rate,
         "seconds": round(seconds, 4),
-        "epoch": round(step * recipe.batch.sequences / job.training.windows, 6),
-    }
+        "epoch": round(job.plan.seen(step) / job.training.windows, 6),
+    } | job.training.epochs(job.plan.seen(step))
     return row if norm is None else row | {"gradient_norm": float(norm)}
 
 
-def _with_known_length(job: "Job", everyone: "Processes") -> "Job":
-    """The job with its steps counted; where only minutes are given, by timing an engine that is thrown away.
+def _meter(job: "Job", step: int) -> "Meter":
+    from training import data_card
+    from training.meter import Meter
 
-    The count is what the learning rate follows. It is revised at checkpoints, where the machine turns out faster or
-    slower than it was, and each revision is part of the plan: the schedule stays a function of plan and step.
-    """
-    if not job.must_be_timed:
-        return job
-    assert job.length.budget_seconds is not None
-    probe_seconds = PROBE_SHARE * job.length.budget_seconds
-    if everyone.is_first:
-        log.info("timing steps for %.0f s, to plan %.0f s of training", probe_seconds, job.length.budget_seconds)
-    engine = engines.build(job.plan.recipe, job.plan.model_config(), job.configuration, everyone)
-    seconds = steps.seconds_per_step(engine, job.training, everyone, probe_seconds)
-    engine.destroy()
-    return replace(job, plan=job.plan.ending(0, max(1, round(job.length.budget_seconds / seconds))))
-
-
-def _announce(job: "Job", engine: "DeepSpeedEngine", everyone: "Processes", step: int) -> None:
-    if not everyone.is_first:
-        return
-    recipe, stream = job.plan.recipe, job.training.stream
-    log.info(
-        "%s of %s parameters; %s tokens of data; %d process%s on %s in %s, ZeRO stage %d",
-        recipe.model.architecture,
-        f"{_parameters(job):,}",
-        f"{len(stream):,}",
-        everyone.world_size,
-        "es" if everyone.world_size > 1 else "",
-        everyone.device.type,
-        everyone.precision,
-        engine.zero_optimization_stage(),
+    job.folder.record_data(data_card.describe(job.training.stream.index, job.training.stream.folder))
+    streams = [source.stream for source in job.training.sources.all]
+    return Meter(
+        job.folder.metrics,
+        job.folder.tensorboard,
+        step=step,
+        max_steps=job.plan.max_steps,
+        bytes_per_token=sum(stream.text_bytes for stream in streams) / sum(map(len, streams)),
+        wandb=job.watch.wandb,
     )
-    log.info(
-        "%s steps of %s tokens, %.2f epochs%s",
-        f"{job.plan.max_steps:,}",
-        f"{recipe.batch.tokens:,}",
-        job.plan.max_steps * recipe.batch.sequences / job.training.windows,
-        f"; going on after step {step:,}" if step else "",
-    )
-
-
-def _parameters(job: "Job") -> int:
-    """Weights of the model, counted without allocating them."""
-    import torch
-
-    from training.model import build, count_parameters
-
-    with torch.device("meta"):
-        return count_parameters(build(job.plan.model_config(), seed=0))
-
-
-def _finish(job: "Job") -> None:
-    """Export the model and record the results, from what the run left on the disk."""
-    from training.export import export
-    from training.meter import read_metrics
-
-    export(job.folder, job.folder.export)
-    rows = read_metrics(job.folder.metrics)
-    seconds = sum(row["seconds"] for row in rows)
-    summary: dict[str, Any] = {
-        "steps": rows[-1]["step"],
-        "tokens": rows[-1]["tokens"],
-        "parameters": _parameters(job),
-        "loss": rows[-1]["loss"],
-        "tokens_per_second": round(rows[-1]["tokens"] / seconds, 1),
-        "training_seconds": round(seconds, 1),
-    }
-    names = ("validation_loss", "perplexity", "bits_per_byte")
-    job.folder.finish(summary | {name: rows[-1][name] for name in names if name in rows[-1]})
-
-
-def _results(job: "Job") -> str:
-    """The summary of a finished run, for people."""
-    summary = job.folder.summary
-    assert summary is not None
-    lines = []
-    if "validation_loss" in summary:
-        lines += [
-            f"held-out loss   {summary['validation_loss']:.4f} nats a token",
-            f"perplexity      {summary['perplexity']:.2f}",
-            f"bits per byte   {summary['bits_per_byte']:.4f}",
-        ]
-    lines += [
-        f"training loss   {summary['loss']:.4f} at step {summary['steps']:,}, {summary['tokens']:,} tokens",
-        f"tokens/s        {summary['tokens_per_second']:,.0f}",
-        f"model           {job.folder.export}",
-        f"metrics         {job.folder.metrics}",
-    ]
-    return "\n".join(lines)
 
 
 def _say_once(text: str) -> None:

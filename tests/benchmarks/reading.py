@@ -24,7 +24,7 @@ SEQUENCE_LENGTH, SEQUENCES, SEQUENCES_AT_ONCE, BATCHES = 1024, 64, 16, 300
 
 def figures() -> dict[str, float]:
     """Every figure by the name of its function, each measured by a process of its own."""
-    large, many = _data_set(), _many()
+    large, many = data_set(), _many()
     asked = {"sequential": large, "training_order": large, "nanogpt_order": large, "training_order_of_many": many}
     asked |= {"open_seconds": many, "first_touch_microseconds": many, "touched_bytes": many}
     found = {}
@@ -67,7 +67,7 @@ def training_order(folder: Path) -> float:
 
     def read(first: int) -> int:
         shares = (batches.share((first + step) * SEQUENCES, SEQUENCES_AT_ONCE, 0, 1) for step in range(BATCHES))
-        return sum(rows.shape[0] * SEQUENCE_LENGTH for share in shares for rows in share)
+        return sum(batch["labels"].numel() for share in shares for batch in share)
 
     read(0)
     begin = time.perf_counter()
@@ -139,7 +139,7 @@ def _touch_all(stream: TokenStream) -> None:
         start += shard.tokens
 
 
-def _data_set() -> Path:
+def data_set() -> Path:
     """Half a gigabyte of random ids in documents of 2,048."""
     folder = BENCH / "reading" / "large"
     if not (folder / "index.json").exists():

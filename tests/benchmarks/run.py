@@ -1,5 +1,5 @@
 """make bench: near-duplicate removal against the exact truth, against other tools, and as the corpus grows; the token
-layer beside tokenizers and datatrove, and the reading of shards.
+layer beside tokenizers and datatrove, the reading of shards, and the loader of training.
 
 Prints one table and exits with 1 if a bar is missed. Corpora and the environments of other tools stay in .bench, which
 takes about 5 GB; `--only accuracy` and the like run a part.
@@ -12,9 +12,11 @@ from functools import cache
 from pathlib import Path
 
 import corpus
+import loader as training_loader
 import numpy as np
 import pyarrow as pa
 import token_layer
+import training_speed
 
 sys.path.append(str(Path(__file__).parents[1]))  # for tests/oracles.py
 
@@ -31,6 +33,7 @@ CHECKED_FILES = 1000
 RESIDUAL_BAR, GROWTH_BAR, SHUFFLE_BAR, MEMORY_BAR_BYTES = 0.002, 1.1, 1.2, 2e9
 SEQUENTIAL_BAR, ORDER_BAR, OPEN_BAR_SECONDS, SHARD_BAR_BYTES = 200, 20, 1, 2048
 SMALL_HEAP = "512m"
+LOADER_BAR, RESUME_BAR_MILLISECONDS = 200, 1
 
 
 def accuracy() -> Iterator[Line]:
@@ -132,6 +135,21 @@ def reading() -> Iterator[Line]:
     yield at_most("reading", what, found["touched_bytes"], SHARD_BAR_BYTES, "{:,.0f}")
 
 
+def loader() -> Iterator[Line]:
+    """Batches of training, made by one thread from shards in the page cache."""
+    found = training_loader.figures()
+    aside = f" (of 2,048: {found['causal_2048']:,.0f}; with positions of documents: {found['documents_1024']:,.0f})"
+    what = "million tokens a second, in sequences of 1,024"
+    yield at_least("loader", what, found["causal_1024"], LOADER_BAR, "{:,.0f}", aside)
+    what = "milliseconds to resume at sequence 10^12"
+    yield at_most("loader", what, found["resume_milliseconds"], RESUME_BAR_MILLISECONDS)
+
+
+def training() -> Iterator[Line]:
+    """Tokens a second of training, beside a bare loop and Trainer."""
+    return training_speed.training_lines()
+
+
 @cache
 def _truth() -> tuple[Truth, int]:
     """All similar pairs of the accuracy corpus, and how many of them brute force has confirmed."""
@@ -180,7 +198,10 @@ def _finished(name: str, lines: Iterator[Line]) -> Iterator[Line]:
 
 
 def main() -> int:
-    parts = {part.__name__: part for part in (accuracy, peers, speed, growth, memory, encoding, shards, reading)}
+    parts = {
+        part.__name__: part
+        for part in (accuracy, peers, speed, growth, memory, encoding, shards, reading, loader, training)
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="the parts to run")
     chosen = parser.parse_args().only

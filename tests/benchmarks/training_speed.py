@@ -1,0 +1,229 @@
+"""training/train.py beside a bare PyTorch loop and Hugging Face's Trainer: the same model, data, batch and cores.
+
+All are run in turns, some rounds long, and the best round of each counts: other work on the machine only ever slows
+one down. On a machine with a GPU the larger models are run there, too.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from corpus import BENCH, HERE
+from table import Line, at_least, at_most
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from tokenizer.encode import END_OF_TEXT, TOKENIZER_FILE, Encoder
+from tokenizer.shards import ShardIndex, ShardWriter
+from training.config import Model
+from training.model import configuration, count_parameters
+
+ROOT = HERE.parents[1]
+WORK = BENCH / "training"
+ACCELERATE = "accelerate==1.15.0"  # which Trainer needs and the project does not
+ROUNDS, TOKENS = 3, 3_000_000
+BARE_BAR, TRAINER_BAR, BEST_BAR = 0.95, 1.0, 1.5
+MFU_BARS, WAIT_BAR, PEAK_FLOPS = {"124M": 0.45, "1.5B": 0.50}, 0.005, 989e12
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all loops are given alike."""
+
+    model: Model
+    vocab_size: int
+    length: int
+    sequences: int
+    micro: int
+    steps: int
+    warmup_steps: int = 4
+
+    @property
+    def step_tokens(self) -> int:
+        return self.length * self.sequences
+
+    def config(self) -> Any:
+        return configuration(self.model, vocab_size=self.vocab_size, context_tokens=self.length, end_of_text_id=0)
+
+
+SMALL = Setting(Model(hidden_size=256, layers=6, heads=4, feed_forward_size=704), 8192, 256, 16, 8, steps=8)
+MEDIUM = Model(architecture="gpt2", hidden_size=768, layers=12, heads=12)
+LARGE = Model(architecture="gpt2", hidden_size=1600, layers=48, heads=25)
+ON_GPU = {
+    (name, length): Setting(model, 50304, length, 64 * 1024 // length * 4, micro * 1024 // length, steps=20)
+    for name, model, micro in (("124M", MEDIUM, 32), ("1.5B", LARGE, 8))
+    for length in (1024, 2048)
+}
+
+
+def training_lines() -> Iterator[Line]:
+    """Tokens a second on CPUs, and on a GPU where there is one."""
+    yield from _on_cpus()
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Line("training", "124M and 1.5B on one GPU", "did not run: this machine has no GPU")
+        return
+    for (name, length), setting in ON_GPU.items():
+        yield from _on_gpu(name, length, setting)
+
+
+def _on_cpus() -> Iterator[Line]:
+    shards = _shards(SMALL.vocab_size)
+    contenders = {
+        "ours, fp32": lambda: _ours(SMALL, shards, compute={}),
+        "bare": lambda: _other("bare", SMALL, shards),
+        "trainer": lambda: _other("trainer", SMALL, shards),
+        "ours, best": lambda: _ours(SMALL, shards, compute={"precision": "bf16", "compile": "true"}),
+    }
+    speeds: dict[str, float] = {}
+    for number in range(ROUNDS):
+        for name, run in contenders.items():
+            print(f"training: {name}, round {number + 1} of {ROUNDS} ...", file=sys.stderr, flush=True)
+            speeds[name] = max(speeds.get(name, 0.0), SMALL.step_tokens / run()["seconds"])
+    ours = speeds["ours, fp32"]
+    yield Line("training", "7M llama in fp32, tokens a second", f"{ours:,.0f} on {_threads()} cores")
+    aside = " (it: {:,.0f})"
+    yield at_least(
+        "training", "times a bare loop", ours / speeds["bare"], BARE_BAR, aside=aside.format(speeds["bare"])
+    )
+    told = aside.format(speeds["trainer"])
+    yield at_least("training", "times Hugging Face's Trainer", ours / speeds["trainer"], TRAINER_BAR, aside=told)
+    best = speeds["ours, best"]
+    what = "times itself with bf16 products, compiled"
+    yield at_least("training", what, best / ours, BEST_BAR, aside=aside.format(best))
+
+
+def _on_gpu(name: str, length: int, setting: Setting) -> Iterator[Line]:
+    shards = _shards(setting.vocab_size)
+    compute = {"precision": "bf16", "compile": "true", "loss_chunk_tokens": 8192}
+    ours = _ours(setting, shards, compute=compute, deepspeed="zero1.json")
+    bare = _other("bare", setting, shards, precision="bf16", compile=True)
+    per_token = _flops_per_token(setting)
+    mfu, theirs = (setting.step_tokens / run["seconds"] * per_token / PEAK_FLOPS for run in (ours, bare))
+    what = f"{name} at {length} in bf16 on one GPU"
+    yield at_least("training", f"{what}, MFU", mfu, MFU_BARS[name], "{:.1%}")
+    yield at_least("training", f"{what}, times a bare compiled loop", mfu / theirs, 1.0, aside=f" (it: {theirs:.1%})")
+    spent = {key: ours[key] / ours["seconds"] for key in ours if key.endswith("_seconds")}
+    if spent:
+        split = ", ".join(f"{key.removesuffix('_seconds')} {share:.1%}" for key, share in spent.items())
+        yield Line("training", f"{what}, a step's time", split)
+    if "data_wait_seconds" in spent:
+        yield at_most("training", f"{what}, wait for data", spent["data_wait_seconds"], WAIT_BAR, "{:.2%}")
+
+
+def _flops_per_token(setting: Setting) -> float:
+    """6N + 12 L d T."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        parameters = count_parameters(AutoModelForCausalLM.from_config(setting.config()))
+    return 6 * parameters + 12 * setting.model.layers * setting.model.hidden_size * setting.length
+
+
+def _ours(
+    setting: Setting, shards: Path, compute: dict[str, object], deepspeed: str = "zero0.json"
+) -> dict[str, float]:
+    """Median seconds of a step, and of its parts where the metrics tell them, by training/train.py."""
+    output = WORK / "run"
+    shutil.rmtree(output, ignore_errors=True)
+    steps = setting.warmup_steps + setting.steps
+    options: dict[str, object] = {
+        "shards": shards,
+        "output": output,
+        "max_steps": steps,
+        "evaluation_tokens": 0,
+        "checkpoint_every": 10**6,
+        "deepspeed": ROOT / "infra" / "deepspeed" / deepspeed,
+        "threads": _threads(),
+        "batch.sequence_length": setting.length,
+        "batch.sequences": setting.sequences,
+        "batch.sequences_per_device": setting.micro,
+    }
+    options |= {f"model.{name}": value for name, value in vars(setting.model).items() if value != ""}
+    options |= {f"compute.{name}": value for name, value in compute.items()}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    _run([sys.executable, str(ROOT / "training" / "train.py"), *words], {})
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()][setting.warmup_steps :]
+    keys = [key for key in rows[0] if key == "seconds" or key.endswith("_seconds")]
+    return {key: float(np.median([row.get(key, 0.0) for row in rows])) for key in keys}
+
+
+def _other(loop: str, setting: Setting, shards: Path, **more: object) -> dict[str, float]:
+    """Median seconds of a step by a loop of training_loops.py."""
+    record = setting.config().to_diff_dict()
+    settings: dict[str, object] = {
+        "loop": loop,
+        "model": json.dumps(record),
+        "shards": str(shards),
+        "length": setting.length,
+        "sequences": setting.sequences,
+        "micro": setting.micro,
+        "steps": setting.steps,
+        "warmup_steps": setting.warmup_steps,
+        "precision": "fp32",
+        "compile": False,
+        "threads": _threads(),
+    }
+    environment = {"PYTHONPATH": f"{ROOT}:{_accelerate()}"} if loop == "trainer" else {"PYTHONPATH": str(ROOT)}
+    printed = _run([sys.executable, str(HERE / "training_loops.py"), json.dumps(settings | more)], environment)
+    return {"seconds": float(np.median(json.loads(printed.splitlines()[-1])))}
+
+
+def _run(command: list[str], environment: dict[str, str]) -> str:
+    """The output of a command; RuntimeError with its last lines if it fails."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(command, env=os.environ | environment, cwd=WORK, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[1]} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+    return done.stdout
+
+
+def _accelerate() -> Path:
+    """A folder with what Trainer needs beside the project's own environment."""
+    folder = BENCH / "peers" / "accelerate"
+    if not (folder / "accelerate").is_dir():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        _run([*command, "--target", str(folder), ACCELERATE, "psutil"], {})
+    return folder
+
+
+def _shards(vocab_size: int) -> Path:
+    """Random tokens of a vocabulary, and a tokenizer of as many words that goes with them."""
+    folder = WORK / f"shards-{vocab_size}"
+    if (folder / "index.json").is_file():
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "tokenizer").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    letters = draw.integers(ord("a"), ord("z") + 1, (vocab_size, 8), np.uint8)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((word.tobytes().decode() for word in letters), trainer)
+    tokenizer.save(str(folder / "tokenizer" / TOKENIZER_FILE))
+    encoder = Encoder(folder / "tokenizer")
+    assert encoder.vocab_size == vocab_size, encoder.vocab_size
+    with (folder / "train-0.arrow").open("wb") as file:
+        writer = ShardWriter(file, encoder.vocab_size)
+        for _ in range(TOKENS // 1000):
+            ids = draw.integers(1, vocab_size, 1000)
+            ids[-1] = 0
+            writer.append(ids.astype(np.uint16), bytes(16), 4000)
+        shard = writer.close("train-0.arrow", "train")
+    ShardIndex(encoder.fingerprint, encoder.vocab_size, encoder.end_of_text_id, (shard,)).save(folder)
+    return folder
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,93 @@
+"""Some steps of tiny models by real engines, in every way of computing them: losses and gradient norms to a file.
+
+Not a test: test_numerics.py starts it, as one process and as several.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, replace
+
+import torch
+
+from training import engine as engines
+from training import processes, steps
+from training.config import Batch, Compute, Model, Optimizer, Recipe, Schedule
+from training.model import configuration
+
+LENGTH, SEQUENCES, STEPS, VOCABULARY = 16, 8, 4, 50
+MODEL = Model(hidden_size=32, layers=2, heads=2)
+PLAIN = Compute()
+ADAMW = Optimizer(learning_rate=0.01)
+MUON = Optimizer(kind="muon", learning_rate=0.01, muon_learning_rate=0.05, weight_decay=0.1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to compute the steps, and the ZeRO stage."""
+
+    stage: int
+    optimizer: Optimizer = ADAMW
+    compute: Compute = PLAIN
+
+
+CHUNKS = Compute(loss_chunk_tokens=5, checkpoint_activations=True)
+CASES = {
+    "plain": Case(0),
+    "stage_2": Case(2),
+    "z_loss": Case(1, replace(ADAMW, z_loss=0.01)),
+    "chunks": Case(3, replace(ADAMW, z_loss=0.01), CHUNKS),
+    "muon_0": Case(0, MUON),
+    "muon_1": Case(1, MUON),
+    "muon_2": Case(2, MUON),
+    "muon_3": Case(3, MUON),
+    "bf16": Case(2, ADAMW, Compute(precision="bf16")),
+    "bf16_chunks": Case(1, ADAMW, replace(CHUNKS, precision="bf16")),
+}
+
+
+def global_batch(step):
+    """Random tokens; the n-th sequence has about 2n labels, so that every cut is uneven."""
+    generator = torch.Generator().manual_seed(step)
+    rows = torch.randint(0, VOCABULARY, (SEQUENCES, LENGTH + 1), generator=generator)
+    labels = rows[:, 1:].clone()
+    for number in range(SEQUENCES):
+        labels[number, 2 * number + 1 :] = -100
+    return {"input_ids": rows[:, :-1], "labels": labels}
+
+
+class Uneven:
+    """A source of micro-batches with unequally many labels."""
+
+    sequences = SEQUENCES
+
+    def share(self, consumed, size, rank, world_size):
+        whole, share = global_batch(consumed // SEQUENCES), SEQUENCES // world_size
+        for first in range(rank * share, (rank + 1) * share, size):
+            yield {name: values[first : first + size] for name, values in whole.items()}
+
+
+def run(case, rank, world_size):
+    everyone = replace(EVERYONE, autocast=case.compute.precision == "bf16")
+    batch = Batch(LENGTH, SEQUENCES, 2 if world_size == 1 else 1)
+    recipe = Recipe(MODEL, batch, case.optimizer, Schedule(), 0, case.compute)
+    config = configuration(MODEL, vocab_size=VOCABULARY, context_tokens=LENGTH, end_of_text_id=0)
+    engine = engines.build(recipe, config, {"zero_optimization": {"stage": case.stage}}, everyone)
+    rows = []
+    for step in range(STEPS):
+        mine = steps.take_step(engine, Uneven(), everyone, step * SEQUENCES, case.optimizer.learning_rate)
+        norm = engine.get_global_grad_norm()
+        rows.append([everyone.total([mine])[0] / world_size, None if norm is None else float(norm)])
+    engine.destroy()
+    return rows
+
+
+if __name__ == "__main__":
+    EVERYONE = processes.join(-1, 1)
+    chosen = sys.argv[2:] or list(CASES)
+    results = {name: run(CASES[name], EVERYONE.rank, EVERYONE.world_size) for name in chosen}
+    if EVERYONE.is_first:
+        with open(sys.argv[1], "w") as file:
+            json.dump(results, file)
+    processes.leave()
+    os._exit(0)

@@ -1,0 +1,168 @@
+"""One run, however it is cut: processes, ZeRO stages, kills and changes of both in the middle, on real processes."""
+
+import json
+import os
+import random
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import TINY, finish, losses, metrics, started, train, wait_for_step
+from small_shards import make_shards
+
+EXACT = TINY | {"max_steps": 16, "checkpoint_every": 6, "evaluate_every": 16, "keep_checkpoints": 3}
+HALF_WAY = 12
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+def configuration(folder, stage):
+    path = folder / f"zero{stage}.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    return path
+
+
+def run_in(folder, shards, stage, world_size, **changed):
+    run = folder / f"run_{stage}_{world_size}"
+    train(shards, run, EXACT | {"deepspeed": configuration(folder, stage)} | changed, world_size)
+    return run
+
+
+@pytest.fixture(scope="module")
+def layouts(shards, tmp_path_factory):
+    """Unbroken runs by ZeRO stage and number of processes, each made when it is first asked for."""
+    folder, made = tmp_path_factory.mktemp("layouts"), {}
+
+    def run(stage, world_size):
+        if (stage, world_size) not in made:
+            made[stage, world_size] = run_in(folder, shards, stage, world_size)
+        return made[stage, world_size]
+
+    return run
+
+
+def weights(run):
+    return load_file(run / "export" / "model.safetensors")
+
+
+def assert_same_curve(run, other):
+    assert losses(run) == pytest.approx(losses(other), abs=1e-5)
+    assert metrics(run)[-1]["validation_loss"] == pytest.approx(metrics(other)[-1]["validation_loss"], abs=1e-5)
+    norms = [[row["gradient_norm"] for row in metrics(path)] for path in (run, other)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+LAYOUTS = [(0, 1), (1, 2), (3, 2)]
+MORE_LAYOUTS = [(0, 2), (0, 4), (1, 4), (2, 2), (2, 4), (3, 1), (3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "world_size"), [*LAYOUTS[1:], *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE_LAYOUTS)]
+)
+def test_processes_and_stages_draw_one_curve(layouts, stage, world_size):
+    assert_same_curve(layouts(stage, world_size), layouts(0, 1))
+
+
+def interrupted(run, folder):
+    """A copy of a run as it was when its process died between two checkpoints."""
+    copy = shutil.copytree(run, folder / "run")
+    shutil.rmtree(copy / "export")
+    (copy / "summary.json").unlink()
+    for path in (copy / "checkpoints").glob("step_*"):
+        if int(path.name[5:]) > HALF_WAY:
+            shutil.rmtree(path)
+    return copy
+
+
+CHANGES = [((1, 2), (3, 1)), ((3, 2), (0, 1))]
+MORE_CHANGES = [
+    *[((stage, 2), (stage, 1)) for stage in (0, 1, 2, 3)],
+    *[((stage, 1), (stage, 2)) for stage in (0, 1, 3)],
+    *[((stage, 2), (stage, 4)) for stage in (2, 3)],
+    *[((1, 2), (3, 2)), ((3, 2), (1, 2)), ((0, 2), (2, 2)), ((0, 1), (3, 2)), ((2, 2), (0, 2)), ((1, 2), (2, 2))],
+]
+
+
+@pytest.mark.parametrize(
+    ("saved", "resumed"), [*CHANGES, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE_CHANGES)]
+)
+def test_run_goes_on_with_other_processes_and_at_another_stage(layouts, shards, tmp_path, saved, resumed):
+    run = interrupted(layouts(*saved), tmp_path)
+    stage, world_size = resumed
+    options = EXACT | {"deepspeed": configuration(tmp_path, stage), "batch.sequences_per_device": 1}
+    printed = train(shards, run, options, world_size)
+    assert f"going on after step {HALF_WAY}" in printed[0]
+    if saved[0] or stage:
+        assert f"converting it for {world_size} at stage {stage}" in printed[0]
+    assert_same_curve(run, layouts(*saved))
+    assert not [path for path in (run / "checkpoints").glob("step_*") if path.suffix]
+    old, new = weights(layouts(*saved)), weights(run)
+    assert all(torch.allclose(old[name], new[name], atol=2e-4) for name in old)
+
+
+def test_killed_at_a_random_step_and_begun_again_is_bit_identical(layouts, shards, tmp_path):
+    run, options = tmp_path / "run", EXACT | {"deepspeed": configuration(tmp_path, 1)}
+    step = random.randrange(1, 16)
+    with started(shards, run, options, 2) as jobs:
+        wait_for_step(run, step, jobs)
+        for job in jobs:
+            os.killpg(job.pid, signal.SIGKILL)
+    train(shards, run, options)
+    unbroken = layouts(1, 2)
+    assert losses(run) == losses(unbroken), f"killed at step {step}"
+    for name in ("gradient_norm", "learning_rate", "tokens", "epoch"):
+        assert [row[name] for row in metrics(run)] == [row[name] for row in metrics(unbroken)]
+    assert metrics(run)[-1]["validation_loss"] == metrics(unbroken)[-1]["validation_loss"]
+    old, new = weights(unbroken), weights(run)
+    assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_full_disk_and_damaged_file_cost_steps_but_not_the_run(layouts, shards, tmp_path):
+    """One process cannot write its part of step 16; then the checkpoint before is cut off too."""
+    run, options = interrupted(layouts(1, 2), tmp_path), EXACT | {"deepspeed": configuration(tmp_path, 1)}
+    with started(shards, run, options, 2, limits={1: 40_000}) as jobs:
+        codes, printed = finish(jobs)
+    assert codes == [1, 1], printed
+    assert "step_00000016 cannot be written: " in printed[0]
+    assert "step_00000012 stands; the same command goes on" in printed[0]
+    assert "Traceback" not in printed[0]
+    names = sorted(path.name for path in (run / "checkpoints").glob("step_*"))
+    assert names == ["step_00000006", "step_00000012"]
+
+    part = next((run / "checkpoints" / "step_00000012").glob("zero_pp_rank_1*"))
+    size = part.stat().st_size
+    os.truncate(part, size - 100)
+    printed = train(shards, run, options)
+    line = f"step_00000012 is damaged: {part.name} has {size - 100:,} of {size:,} bytes; going on from step_00000006"
+    assert printed[0].count("is damaged") == printed[0].count(line) == 1
+    assert losses(run) == losses(layouts(1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(layouts(1, 2)).values(), strict=True))
+
+
+@pytest.mark.slow
+def test_flipped_bit_is_found_and_other_data_is_refused(layouts, shards, tmp_path):
+    run, options = interrupted(layouts(0, 1), tmp_path), EXACT | {"deepspeed": configuration(tmp_path, 0)}
+    marker = run / "checkpoints" / "step_00000012" / "complete.json"
+    record = json.loads(marker.read_text())
+    marker.write_text(json.dumps(record | {"chain": record["chain"] | {"digest": "00" * 16}}))
+    with started(shards, run, options, 1) as jobs:
+        codes, printed = finish(jobs)
+    assert codes == [1]
+    assert "the samples of steps 1 to 12 have digest" in printed[0]
+    marker.write_text(json.dumps(record))
+    for folder in (run / "checkpoints").glob("step_*"):
+        path = next(folder.glob("*.pt"))
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    with started(shards, run, options, 1) as jobs:
+        codes, printed = finish(jobs)
+    assert codes == [1]
+    assert "has another checksum; going on from step_00000006" in printed[0]
+    assert "there is no other checkpoint; put the file back, or begin anew with --overwrite" in printed[0]
+    assert (run / "checkpoints" / "step_00000006").is_dir()

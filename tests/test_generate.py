@@ -1,0 +1,203 @@
+"""Generation against `transformers`' own, alone and in batches; filling in the middle, streams, files of prompts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_shards import documents
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tokenizer.encode import SPECIAL_TOKENS
+from training.config import Model
+from training.decoding import Sampling, choose, generator_for
+from training.generate import Request, Writer, load, read_requests
+from training.model import build, configuration
+
+ROOT = Path(__file__).parent.parent
+PROMPTS = ["def add(", "def join(left, other):\n    left", "", "x", "return total\n\ndef scale(right, other):"]
+CONTEXT = 64
+
+
+def save(folder, special_tokens):
+    """A random model whose choices are far apart, and a tokenizer with the given special tokens."""
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=list(special_tokens), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(documents(50, seed=1), trainer)
+    names = dict.fromkeys(("bos_token", "eos_token", "pad_token"), SPECIAL_TOKENS[0])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    shape = Model(hidden_size=32, layers=2, heads=2)
+    vocab_size = tokenizer.get_vocab_size()
+    model = build(configuration(shape, vocab_size=vocab_size, context_tokens=CONTEXT, end_of_text_id=0), seed=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("model"), SPECIAL_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def writer(folder):
+    return Writer(*load(folder), max_new_tokens=16, sampling=Sampling(), seed=0)
+
+
+def with_sampling(writer, temperature, top_p, seed=0):
+    settings = {"max_new_tokens": 16, "sampling": Sampling(temperature, top_p), "seed": seed}
+    return Writer(writer.network, writer.tokenizer, **settings)
+
+
+def by_transformers(writer, row):
+    """What `transformers` writes greedily after the ids of one prompt, alone and without padding."""
+    import torch
+
+    inputs = torch.tensor([row])
+    network = writer.network
+    options = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": 0, "pad_token_id": 0}
+    written = network.generate(inputs, attention_mask=torch.ones_like(inputs), **options)
+    return writer.tokenizer.decode(written[0, len(row) :], skip_special_tokens=True)
+
+
+def test_greedy_is_that_of_transformers_alone_and_in_a_batch(writer):
+    batch = [(Request(prompt), 0) for prompt in PROMPTS]
+    expected = [by_transformers(writer, writer.rows_of(request)) for request, _ in batch]
+    assert writer.complete(batch) == expected
+    assert [writer.complete([one])[0] for one in batch] == expected
+    assert len(set(expected)) > 1
+
+
+def test_completion_ends_at_the_end_of_text(writer):
+    """The token that would come third is made the one that ends texts."""
+    request = (Request("def add("), 0)
+    ids = [int(chosen[0]) for chosen in writer._tokens([request])]
+    cut = with_sampling(writer, 0.0, 1.0)
+    cut.end_id = next(one for one in ids if one != ids[0])
+    place = ids.index(cut.end_id)
+    assert [int(chosen[0]) for chosen in cut._tokens([request])] == ids[: place + 1]
+    assert cut.complete([request, (Request("x"), 0)])[0] == writer.tokenizer.decode(ids[:place])
+
+
+def test_samples_depend_on_seed_and_prompt_and_not_on_their_neighbours(writer):
+    sampled = with_sampling(writer, 1.0, 0.95)
+    batch = [(Request(prompt), number) for prompt in PROMPTS for number in range(2)]
+    together = sampled.complete(batch)
+    assert [sampled.complete([one])[0] for one in batch] == together
+    assert sampled.complete(batch[::-1])[::-1] == together
+    assert len(set(together)) == len(together)
+    assert with_sampling(writer, 1.0, 0.95, seed=1).complete(batch) != together
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.6, 1.0])
+def test_draws_follow_the_truncated_distribution(top_p):
+    """Frequencies of many draws against probabilities that are cut and divided in plain Python."""
+    import torch
+
+    logits = torch.tensor([0.0, 2.0, 1.0, -1.0, 1.5])
+    probabilities = (logits / 0.7).softmax(-1).tolist()
+    order = sorted(range(5), key=lambda token: -probabilities[token])
+    kept, total = [], 0.0
+    for token in order:
+        if total < top_p:
+            kept.append(token)
+            total += probabilities[token]
+    draws = 4000
+    generators = [generator_for("draw", number) for number in range(draws)]
+    chosen = choose(logits.expand(draws, -1), Sampling(0.7, top_p), generators).tolist()
+    assert set(chosen) <= set(kept)
+    for token in kept:
+        assert chosen.count(token) / draws == pytest.approx(probabilities[token] / total, abs=0.03)
+
+
+def test_stream_gives_the_same_text_in_whole_characters(writer):
+    for prompt in PROMPTS:
+        for one in (writer, with_sampling(writer, 1.0, 1.0)):
+            pieces = list(one.pieces(Request(prompt), 0))
+            assert "".join(pieces) == one.complete([(Request(prompt), 0)])[0]
+    assert len(pieces) > 2
+
+
+def test_middle_is_asked_for_between_prefix_and_suffix(writer, tmp_path):
+    ids = {name: writer.tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    prefix, suffix = (writer.tokenizer(text)["input_ids"] for text in ("def add(left", "return left"))
+    row = writer.rows_of(Request("def add(left", "return left"))
+    assert row == [ids["<fim_prefix>"], *prefix, ids["<fim_suffix>"], *suffix, ids["<fim_middle>"]]
+    long = writer.rows_of(Request("a b " * 100 + "def add(left", "return left" + " c d" * 100))
+    assert len(long) == CONTEXT - 16
+    assert long[0] == row[0]
+    assert long[-1] == row[-1]
+    place = long.index(ids["<fim_suffix>"])
+    assert long[place - 2 : place] == prefix[-2:]
+    assert long[place + 1 :][: len(suffix)] == suffix
+    assert writer.complete([(Request("def add(left", "return left"), 0)]) == [by_transformers(writer, row)]
+    plain = Writer(*load(save(tmp_path / "plain", SPECIAL_TOKENS[:1])), max_new_tokens=4, sampling=Sampling(), seed=0)
+    with pytest.raises(ValueError, match="no tokens to fill in the middle"):
+        plain.rows_of(Request("a", "b"))
+
+
+def test_long_prompt_loses_its_beginning(writer):
+    ids = writer.tokenizer("def add(left, other):\n" * 20)["input_ids"]
+    assert writer.rows_of(Request("def add(left, other):\n" * 20)) == ids[-(CONTEXT - 16) :]
+    assert writer.rows_of(Request("")) == [0]
+
+
+def test_requests_are_read_from_files(tmp_path):
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text('{"prompt": "a\\nb"}\n{"prompt": "c", "suffix": "d"}\n')
+    assert list(read_requests(lines)) == [Request("a\nb"), Request("c", "d")]
+    (tmp_path / "prompts.txt").write_text("def a(\n\nimport b\n")
+    assert list(read_requests(tmp_path / "prompts.txt")) == [Request("def a("), Request("import b")]
+    for broken in ('{"prompt"', "[1]", '{"text": "a"}', ""):
+        lines.write_text(f'{{"prompt": "a"}}\n{broken}\n')
+        with pytest.raises(ValueError, match=r"prompts.jsonl, line 2: no JSON object"):
+            list(read_requests(lines))
+
+
+def generate(folder, *options):
+    script = str(ROOT / "training" / "generate.py")
+    return subprocess.run(
+        [sys.executable, script, "--model", str(folder), *options], capture_output=True, text=True, check=False
+    )
+
+
+def test_command_writes_what_the_writer_writes(folder, writer, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "def add(", "suffix": "return"}) + "\n")
+    options = ["--prompt", "x", "--prompts", str(tmp_path / "prompts.jsonl"), "--max_new_tokens", "16"]
+    options += ["--temperature", "0.9", "--samples", "2", "--output", str(tmp_path / "out.jsonl")]
+    wanted = [(request, number) for request in (Request("x"), Request("def add(", "return")) for number in range(2)]
+    expected = with_sampling(writer, 0.9, 0.95).complete(wanted)
+    done = generate(folder, *options, "--stream")
+    assert done.returncode == 0, done.stderr
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["completion"] for row in written] == expected
+    assert [row.get("suffix") for row in written] == [None, None, "return", "return"]
+    assert f"def add({expected[2]}return\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ([], "there is no prompt"),
+        (["--prompt", "x", "--samples", "2"], "choose a temperature above 0"),
+        (["--prompt", "x", "--top_p", "0"], "top_p 0.0 above 0"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt is no file"),
+        (["--prompt", "x", "--max_new_tokens", "64"], "context of 64 tokens"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(folder, options, line):
+    done = generate(folder, *options)
+    assert done.returncode == 1
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1

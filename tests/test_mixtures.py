@@ -1,0 +1,147 @@
+"""Several sources by weight, orders that stay local, the sequence-length warm-up, and the chain of digests."""
+
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_shards import make_shards
+
+from tokenizer.shards import TokenStream
+from training.batches import TrainingBatches
+from training.config import Data
+from training.order import RUNS, Mixture, TrainingOrder, quotas
+from training.sample_chain import Chain, sample_digest
+
+LENGTH = 32
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    place = tmp_path_factory.mktemp("data")
+    return [make_shards(place / "one", train=120), make_shards(place / "two", train=60, seed=7)]
+
+
+def batches(folders, **options):
+    streams = [TokenStream(folder) for folder in folders]
+    return TrainingBatches(streams, sequence_length=LENGTH, sequences=12, seed=0, **options)
+
+
+def whole_of(folder):
+    stream = TokenStream(folder)
+    tokens = np.empty(len(stream), stream.dtype)
+    stream.read(0, tokens)
+    return tokens
+
+
+@given(windows=st.integers(1, 700), group=st.integers(1, 800), epoch=st.integers(0, 3))
+@settings(deadline=None)
+def test_an_order_in_groups_visits_every_window_once_and_stays_local(windows, group, epoch):
+    order = TrainingOrder(windows, "run", group)
+    numbers = np.arange(epoch * windows, (epoch + 1) * windows, dtype=np.uint64)
+    found = order(numbers)
+    assert sorted(found.tolist()) == list(range(windows))
+    np.testing.assert_array_equal(found[::-1], order(numbers[::-1].copy()))
+    if order.run:
+        for first in range(0, windows, order.run * RUNS):
+            runs = set((found[first : first + order.run * RUNS] // order.run).tolist())
+            assert len(runs) <= RUNS
+
+
+@given(weights=st.lists(st.floats(0.01, 10), min_size=1, max_size=5), total=st.integers(2000, 5000))
+def test_quotas_share_out_everything_within_one_of_the_weights(weights, total):
+    found = quotas(weights, total)
+    assert sum(found) == total
+    assert all(abs(got - weight / sum(weights) * total) < 1 for got, weight in zip(found, weights, strict=True))
+
+
+def test_a_weight_too_small_to_be_met_is_refused():
+    with pytest.raises(ValueError, match=r"1e-09 .* less than one sequence in 4096"):
+        quotas([1.0, 1e-9], 4096)
+
+
+@given(
+    weights=st.lists(st.floats(0.05, 1), min_size=1, max_size=4), blocks=st.integers(1, 3), cut=st.integers(0, 4096)
+)
+@settings(deadline=None, max_examples=25)
+def test_a_mixture_hands_out_each_sources_sequences_once(weights, blocks, cut):
+    mixture = Mixture(weights, "run")
+    numbers = np.arange(blocks * Mixture.BLOCK, dtype=np.uint64)
+    sources, own = mixture(numbers)
+    for number, quota in enumerate(mixture.quotas):
+        assert own[sources == number].tolist() == list(range(blocks * quota))
+    backwards = mixture(numbers[::-7].copy())
+    np.testing.assert_array_equal(backwards, [sources[::-7], own[::-7]])
+    consumed = (blocks - 1) * Mixture.BLOCK + cut
+    counts = Counter(sources[:consumed].tolist())
+    assert mixture.taken(consumed) == [counts[number] for number in range(len(weights))]
+    far = np.array([10**12], np.uint64)
+    assert 0 <= int(mixture(far)[0][0]) < len(weights)
+
+
+def test_a_mixture_reads_the_windows_of_its_folders_by_weight(folders):
+    mixed, contents = batches(folders, data=Data(weights=[1.0, 3.0])), [whole_of(folder) for folder in folders]
+    samples = np.concatenate([mixed.samples(consumed) for consumed in range(0, 1200, 12)])
+    rows = np.concatenate([part["input_ids"] for first in range(0, 1200, 12) for part in mixed.share(first, 12, 0, 1)])
+    for row, (source, window) in zip(rows, samples.tolist(), strict=True):
+        np.testing.assert_array_equal(row, contents[source][window * LENGTH : (window + 1) * LENGTH])
+    assert (samples[:, 0] == 1).mean() == pytest.approx(0.75, abs=0.06)
+    epochs = mixed.epochs(1200)
+    for number, (name, epoch) in enumerate(epochs.items()):
+        own = samples[samples[:, 0] == number, 1]
+        assert epoch == pytest.approx(len(own) / mixed.sources.all[number].windows, abs=1e-6), name
+        counts = np.bincount(own.astype(np.int64), minlength=mixed.sources.all[number].windows)
+        assert set(counts.tolist()) <= {int(epoch), int(epoch) + 1}
+
+
+def test_folders_of_other_tokenizers_and_wrong_weights_are_refused(folders, tmp_path):
+    with pytest.raises(ValueError, match=r"data.weights \[1.0\] are 1 for 2 folders"):
+        batches(folders, data=Data(weights=[1.0]))
+    with pytest.raises(ValueError, match="must all be above 0"):
+        Data(weights=[0.5, 0.0])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_sequence_length_warmup_reads_the_same_tokens_in_shorter_rows(folders, world_size):
+    warm = batches(folders[:1], data=Data(warmup_length=8, warmup_steps=6))
+    plain = batches(folders[:1])
+    lengths = []
+    for step in range(8):
+        shares = [part for rank in range(world_size) for part in warm.share(step * 12, 3, rank, world_size)]
+        whole = next(plain.share(step * 12, 12, 0, 1))
+        lengths.append(shares[0]["input_ids"].shape[1])
+        for name in ("input_ids", "labels"):
+            np.testing.assert_array_equal(
+                np.concatenate([part[name].reshape(-1) for part in shares]), whole[name].flatten()
+            )
+    assert lengths == [8, 8, 16, 16, 32, 32, 32, 32]
+
+
+def test_a_warmup_length_that_halving_does_not_reach_is_refused(folders):
+    with pytest.raises(ValueError, match=r"warmup_length 9 is not .* halved some times; 8 is"):
+        batches(folders, data=Data(warmup_length=9, warmup_steps=6))
+
+
+def test_the_chain_of_digests_is_that_of_the_samples_and_moves_with_each(folders):
+    one, other = batches(folders), batches(folders, data=Data(shuffle_tokens=640))
+    chain, mine = Chain(), b""
+    for consumed in range(0, 120, 12):
+        chain = chain.after(one.samples(consumed))
+        numbers = np.stack(one.sources(np.arange(consumed, consumed + 12, dtype=np.uint64)), axis=1)
+        mine = sample_digest(mine, numbers)
+    assert chain.digest == mine.hex()
+    chain.refuse_other(lambda step: one.samples((step - 1) * 12))
+    with pytest.raises(ValueError, match="samples of steps 1 to 10"):
+        chain.refuse_other(lambda step: other.samples((step - 1) * 12))
+
+
+def test_resuming_far_into_a_run_takes_less_than_a_millisecond(folders):
+    taken = []
+    for attempt in range(9):
+        found = batches(folders)
+        begin = time.perf_counter()
+        found.samples(10**12 + attempt)
+        taken.append(time.perf_counter() - begin)
+    assert min(taken) < 2e-3  # some 0.5 ms on an idle core; the benchmark holds the bar

@@ -1,0 +1,169 @@
+"""Steps by real engines against plain torch: unevenly many labels, every ZeRO stage, Muon, z-loss, chunks, bf16."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from numeric_steps import CASES, LENGTH, MODEL, STEPS, VOCABULARY, global_batch
+from small_runs import LIMIT_SECONDS, ROOT, free_port
+from torch.nn import functional
+
+from training.losses import ChunkedLosses, computes_losses, summed_losses
+from training.model import build, configuration
+
+NORMS_KNOWN = {"stage_2", "z_loss", "chunks"}
+
+
+def fresh_model():
+    return build(configuration(MODEL, vocab_size=VOCABULARY, context_tokens=LENGTH, end_of_text_id=0), seed=0)
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def computed(request, tmp_path_factory):
+    """Losses and norms of all cases, by so many processes."""
+    path = tmp_path_factory.mktemp("steps") / "results.json"
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(request.param)}
+    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests" / "numeric_steps.py"), str(path)]
+    jobs = [
+        subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(request.param)
+    ]
+    try:
+        assert [job.wait(LIMIT_SECONDS) for job in jobs] == [0] * request.param
+    finally:
+        for job in jobs:
+            job.kill()
+    return json.loads(path.read_text())
+
+
+class PlainMuon:
+    """Momentum, Nesterov's look ahead, five Newton-Schulz steps: as Keller Jordan tells it, in fp32."""
+
+    def __init__(self, matrices, settings):
+        self.matrices, self.settings = matrices, settings
+        self.momenta = [torch.zeros_like(matrix) for matrix in matrices]
+
+    @torch.no_grad()
+    def step(self):
+        rate, beta = self.settings.muon_learning_rate, self.settings.muon_momentum
+        for matrix, momentum in zip(self.matrices, self.momenta, strict=True):
+            momentum.mul_(beta).add_(matrix.grad, alpha=1 - beta)
+            update = self.orthogonal((1 - beta) * matrix.grad + beta * momentum)
+            rows, columns = matrix.shape
+            matrix.mul_(1 - rate * self.settings.weight_decay)
+            matrix.sub_(rate * math.sqrt(max(1, rows / columns)) * update)
+
+    @staticmethod
+    def orthogonal(matrix):
+        wide = matrix.shape[0] <= matrix.shape[1]
+        x = (matrix if wide else matrix.T) / (matrix.norm() + 1e-7)
+        for _ in range(5):
+            square = x @ x.T
+            x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+        return x if wide else x.T
+
+
+def by_hand(case):
+    """Losses and gradient norms of the same steps on one big batch, by plain torch."""
+    model, settings = fresh_model(), case.optimizer
+    named = dict(model.named_parameters())
+    blocks = [one for name, one in named.items() if settings.kind == "muon" and ".layers." in name and one.ndim == 2]
+    muon = PlainMuon(blocks, settings)
+    others = [one for one in model.parameters() if not any(one is block for block in blocks)]
+    groups = [
+        {"params": [one for one in others if one.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [one for one in others if one.ndim < 2], "weight_decay": 0.0},
+    ]
+    betas = (settings.beta1, settings.beta2)
+    adam, rows = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=settings.epsilon), []
+    for step in range(STEPS):
+        batch = global_batch(step)
+        known = batch["labels"] != -100
+        logits = model(input_ids=batch["input_ids"]).logits[known]
+        nats = functional.cross_entropy(logits, batch["labels"][known])
+        (nats + settings.z_loss * logits.logsumexp(-1).square().mean()).backward()
+        most = 1.0 if settings.kind == "adamw" else math.inf
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), most)
+        adam.step()
+        muon.step()
+        model.zero_grad()
+        rows.append((nats.item(), norm.item()))
+    return rows
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "bf16" not in name])
+def test_every_way_of_computing_steps_is_that_of_one_big_batch(computed, name):
+    expected = by_hand(CASES[name])
+    found = computed[name]
+    tolerance = 1e-4 if "muon" in name else 1e-5
+    assert [row[0] for row in found] == pytest.approx([row[0] for row in expected], abs=tolerance)
+    if name in NORMS_KNOWN:
+        assert [row[1] for row in found] == pytest.approx([row[1] for row in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bf16", "bf16_chunks"])
+def test_bf16_products_with_fp32_weights_stay_near_fp32(computed, name):
+    near = [row[0] for row in computed["plain" if name == "bf16" else "z_loss"]]
+    found = [row[0] for row in computed[name]]
+    assert found != near
+    assert found == pytest.approx(near, abs=0.03)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+@pytest.mark.parametrize("biased", [False, True])
+def test_chunks_have_loss_and_gradients_of_the_whole(chunk, z_loss, biased):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(*size, generator=generator) for size in ((20, 8), (30, 8), (30,)))
+    labels = torch.randint(0, 30, (20,), generator=generator)
+    labels[::3] = -100
+    ways = []
+    for chunked in (False, True):
+        inputs = [one.clone().requires_grad_() for one in ((hidden, weight, bias) if biased else (hidden, weight))]
+        if chunked:
+            of_bias = inputs[2] if biased else None
+            total, nats = ChunkedLosses.apply(inputs[0], inputs[1], of_bias, labels, chunk, z_loss, True)
+        else:
+            total, nats = summed_losses(functional.linear(*inputs), labels, z_loss)
+        (total / 13).backward()
+        ways.append([total.detach(), nats, *(one.grad for one in inputs)])
+    known = labels != -100
+    logits = functional.linear(hidden, weight, bias if biased else None)[known]
+    torch.testing.assert_close(ways[0][1], functional.cross_entropy(logits, labels[known], reduction="sum"))
+    for whole, parts in zip(*ways, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_chunks_never_hold_the_logits_of_all_tokens():
+    tokens, hidden_size, vocabulary = 512, 8, 4000
+    hidden, weight = torch.randn(tokens, hidden_size), torch.randn(vocabulary, hidden_size, requires_grad=True)
+    largest = 0
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):
+            nonlocal largest
+            made = function(*arguments, **(named or {}))
+            largest = max(largest, made.numel() if isinstance(made, torch.Tensor) else 0)
+            return made
+
+    labels = torch.zeros(tokens, dtype=torch.long)
+    with Sizes():
+        ChunkedLosses.apply(hidden, weight, None, labels, 16, 0.0, True)[0].backward()
+    assert largest <= 16 * vocabulary
+
+
+def test_model_is_as_before_without_labels_and_heads_of_other_kinds_are_refused():
+    from transformers import CohereConfig, CohereForCausalLM
+
+    rows, plain = torch.arange(8).view(1, 8), fresh_model()
+    with_losses = computes_losses(fresh_model(), chunk_tokens=3, z_loss=0.0, autocast=None)
+    assert torch.equal(with_losses(input_ids=rows).logits, plain(input_ids=rows).logits)
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    scaled = CohereForCausalLM(CohereConfig(vocab_size=50, logit_scale=0.1, **small))
+    with pytest.raises(ValueError, match="computes its logits in its own way"):
+        computes_losses(scaled, chunk_tokens=3, z_loss=0.0, autocast=None)

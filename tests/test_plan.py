@@ -1,0 +1,250 @@
+"""The planner: counts against real models, laws against their sources, memory against autograd and real runs."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_runs import TINY, metrics, train
+from small_shards import make_shards
+
+from tokenizer.shards import ShardIndex
+from training import plan, scaling
+from training.arithmetic import known_peak, size_of
+from training.config import Model
+from training.memory import Layout, activation_bytes, estimate
+from training.model import build, configuration, count_parameters
+
+ROOT = Path(__file__).parent.parent
+SHAPES = [
+    Model("llama", 64, 2, 4),
+    Model("llama", 64, 3, 4, key_value_heads=2, tie_embeddings=False),
+    Model("llama", 48, 1, 2, feed_forward_size=100),
+    Model("gpt2", 64, 2, 4),
+    Model("gpt2", 64, 1, 2, feed_forward_size=96, tie_embeddings=False),
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+def loss_of(model, rows):
+    """The loss as training computes it."""
+    from training.losses import computes_losses
+    from training.steps import summed_losses
+
+    computes_losses(model, chunk_tokens=0, z_loss=0.0, autocast=None)
+    return summed_losses(model, {"input_ids": rows[:, :-1], "labels": rows[:, 1:]})[0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parameters_are_those_of_the_built_model(shape):
+    from training.gauges import size_of_module
+
+    model = build(configuration(shape, vocab_size=90, context_tokens=40, end_of_text_id=0), seed=0)
+    size = size_of(shape, vocab_size=90, context_tokens=40)
+    assert size == size_of_module(model)
+    assert size.parameters == count_parameters(model)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_operations_a_token_are_those_that_a_profiler_counts(shape):
+    """torch counts the operations of the matrix products that run; attention over all positions is 12·L·d·T."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    length = 32
+    model = build(configuration(shape, vocab_size=90, context_tokens=length, end_of_text_id=0), seed=0)
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        loss_of(model, torch.randint(0, 90, (2, length + 1))).backward()
+    counted = counter.get_total_flops() / (2 * length)
+    # Gains and biases are among the parameters and in no product.
+    assert counted == pytest.approx(
+        size_of(shape, vocab_size=90, context_tokens=length).flops_per_token(length), rel=0.03
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_activations_are_what_autograd_saves(shape, precision):
+    """The storages that the backward pass keeps, weights apart, counted by autograd's own hooks."""
+    import torch
+
+    dtype, element = (torch.float32, 4) if precision == "fp32" else (torch.bfloat16, 2)
+    rows, length, vocab_size = 2, 64, 90
+    model = build(configuration(shape, vocab_size=vocab_size, context_tokens=length, end_of_text_id=0), seed=0).to(
+        dtype
+    )
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss_of(model, torch.randint(0, vocab_size, (rows, length + 1)))
+    saved = sum(size for size, _ in kept.values())
+    tokens = rows * length
+    expected = activation_bytes(shape, tokens, element) + 4 * tokens * vocab_size
+    assert expected == pytest.approx(saved, rel=0.05)
+
+
+def test_peaks_are_those_of_data_sheets():
+    names = [
+        "NVIDIA H100 80GB HBM3",
+        "NVIDIA H200",
+        "NVIDIA A100-SXM4-40GB",
+        "NVIDIA H20",
+        "NVIDIA H100 PCIe",
+        "Nothing",
+    ]
+    assert [known_peak(name) for name in names] == [989e12, 989e12, 312e12, 148e12, 756e12, None]
+
+
+@settings(deadline=None)  # a busy machine
+@given(unique=st.floats(1e6, 1e13), epochs=st.floats(0.1, 200))
+def test_repetition_is_worth_less_and_less(unique, epochs):
+    worth = scaling.effective(epochs * unique, unique, scaling.REPETITION_SCALE)
+    assert worth <= epochs * unique * (1 + 1e-9)
+    assert worth <= unique * (1 + scaling.REPETITION_SCALE)
+    if epochs <= 1:
+        assert worth == epochs * unique
+    if epochs <= scaling.FREE_EPOCHS:
+        assert worth >= 0.9 * epochs * unique
+
+
+def test_laws_give_the_published_figures():
+    """Chinchilla: 70 billion parameters on 1.4 trillion tokens. The loss of one epoch is the plain fit."""
+    parameters, tokens = scaling.optimal_size(6 * 70e9 * 1.4e12)
+    assert parameters == pytest.approx(70e9)
+    assert tokens == pytest.approx(1.4e12)
+    plain = 1.87 + 521 / 1e9**0.3526596 + 1488 / 30e9**0.3526596
+    assert scaling.expected_loss(1e9, 30e9, 30e9) == pytest.approx(plain)
+    # Fig. 1 of Muennighoff et al.: four epochs are within half a percent of as much new data, forty are far from it.
+    fresh, few, many = (scaling.expected_loss(1e9, tokens, 25e9) for tokens in (25e9, 100e9, 1000e9))
+    assert scaling.expected_loss(1e9, 100e9, 100e9) == pytest.approx(few, rel=0.005)
+    assert fresh > few > many > scaling.expected_loss(1e9, 1000e9, 1000e9) + 0.02
+
+
+@settings(deadline=None)  # a busy machine
+@given(
+    stage=st.sampled_from([0, 1, 2, 3]),
+    world_size=st.sampled_from([1, 2, 8]),
+    micro=st.integers(1, 32),
+    precision=st.sampled_from(["fp32", "bf16"]),
+)
+def test_memory_grows_with_the_batch_and_shrinks_with_processes(stage, world_size, micro, precision):
+    def peak(**changes):
+        layout = replace(Layout(stage, world_size, micro, precision), **changes)
+        return estimate(SHAPES[0], vocab_size=1000, sequence_length=128, layout=layout).peak
+
+    assert peak(micro_batch=micro + 1) >= peak()
+    assert peak(world_size=2 * world_size) <= peak()
+    assert peak(accumulates=True) >= peak()
+
+
+def hardware(**changes):
+    given = plan.Hardware(8, "H100", 80e9, 989e12, 0.45, 24.0)
+    return replace(given, **changes)
+
+
+def table_for(unique, device):
+    shapes = plan.sizes(plan.CONFIGURATIONS, None)
+    found = [plan.choice(name, shape, length, 32768, unique, device) for name, shape, length in shapes]
+    return found, plan.verdict(found, unique, device)
+
+
+def test_verdict_turns_on_data_and_on_hours():
+    _, told = table_for(50_000_000_000, hardware())
+    assert told.startswith("Verdict: enough data to train from scratch: ")
+    _, told = table_for(100_000_000, hardware())
+    assert told.startswith("Verdict: fine-tune an existing model: 100 M tokens, read 4 times, feed a model of 20 M ")
+    _, told = table_for(50_000_000_000, hardware(gpus=0, peak_flops=1e11, mfu=0.5))
+    assert told.startswith(
+        "Verdict: fine-tune an existing model: 24 hours on this hardware are enough for a model of "
+    )
+    _, told = table_for(50_000_000_000, hardware(memory_bytes=1e6))
+    assert told.startswith("Verdict: none of these sizes fits")
+
+
+def test_a_model_that_does_not_fit_one_gpu_is_cut():
+    shape = Model(hidden_size=4096, layers=32, heads=32)
+    alone, _ = plan.best_layout(shape, 32768, 2048, hardware(gpus=1))
+    cut, memory = plan.best_layout(shape, 32768, 2048, hardware())
+    assert alone is None or alone.offload
+    assert cut.stage > 1
+    assert memory.peak < 80e9
+    found, _ = table_for(1_000_000_000, hardware())
+    assert all(one.memory_bytes < 72e9 for one in found if one.layout)
+    assert all(one.tokens == pytest.approx(one.tokens_per_second * 86400) for one in found)
+
+
+def run_plan(*options):
+    script = str(ROOT / "training" / "plan.py")
+    return subprocess.run([sys.executable, script, *map(str, options)], capture_output=True, text=True, check=False)
+
+
+def test_command_prints_a_table_and_a_verdict_or_json(shards):
+    done = run_plan("--shards", shards, "--gpus", 8, "--device", "H100", "--hours", 24)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    shown = sorted(name for name, _, _ in plan.sizes(plan.CONFIGURATIONS, None))
+    assert sorted(line.split()[0] for line in lines[3:-1]) == shown
+    assert lines[-1].startswith("Verdict: fine-tune")
+    assert len({len(line) for line in lines[2:-1]}) == 1
+    done = run_plan("--shards", shards, "--gpus", 0, "--memory_gb", 8, "--peak_tflops", 0.1, "--json")
+    record = json.loads(done.stdout)
+    assert record["verdict"].startswith("Verdict: ")
+    assert record["hardware"]["gpus"] == 0
+    assert {one["name"] for one in record["sizes"]} == set(shown)
+    assert not any(math.isnan(one["expected_loss"]) for one in record["sizes"])
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--device", "Abacus"], "give its --peak_tflops"),
+        (["--device", "Abacus", "--peak_tflops", 1], "give its --memory_gb"),
+        (["--hours", 0], "hours 0.0 above 0"),
+        (["--mfu", 45], "mfu 45.0 is outside 0 to 1"),
+        (["--configs", "nowhere"], "nowhere holds no run configurations"),
+    ],
+)
+def test_what_is_not_known_is_asked_for_in_one_line(shards, options, line):
+    done = run_plan("--shards", shards, *options)
+    assert done.returncode == 1
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_memory_is_what_a_run_takes(shards, tmp_path, stage):
+    """The peak of a real run, above that of the smallest one, which is the libraries'."""
+
+    def peak(name, shape, micro_batch, length):
+        configuration = ROOT / "infra" / "deepspeed" / f"zero{stage}.json"
+        settings = {f"model.{key}": getattr(shape, key) for key in ("hidden_size", "layers", "heads")}
+        settings |= {"batch.sequence_length": length, "batch.sequences": micro_batch, "max_steps": 3}
+        settings |= {"batch.sequences_per_device": micro_batch, "evaluation_tokens": 0, "deepspeed": configuration}
+        train(shards, tmp_path / name, TINY | settings, world_size=1)
+        return metrics(tmp_path / name)[-1]["memory_bytes"]
+
+    shape = Model(hidden_size=384, layers=4, heads=6)
+    measured = peak("run", shape, 2, 256) - peak("base", Model(hidden_size=32, layers=1, heads=2), 1, 32)
+    layout = Layout(stage, 1, 2, "fp32", on_gpu=False)
+    vocab_size = ShardIndex.load(shards).vocab_size
+    expected = estimate(shape, vocab_size=vocab_size, sequence_length=256, layout=layout).peak
+    assert expected == pytest.approx(measured, rel=0.15)

@@ -1,0 +1,112 @@
+"""The thread that makes batches ahead: the same batches, its errors in the loop, no thread left; damaged shards."""
+
+import threading
+import time
+
+import pytest
+from small_shards import make_shards
+
+from training.batches import TrainingBatches
+from training.read_ahead import ReadAhead
+from training.sources import CheckedStream, Storage
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_shards(tmp_path / "shards", train=60, per_shard=20)
+
+
+def batches(folder, **options):
+    return TrainingBatches(CheckedStream(folder), sequence_length=32, sequences=12, seed=0, **options)
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        set(a) == set(b) and all(a[name].equal(b[name]) for name in a) for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("ahead", [1, 5])
+def test_batches_are_the_same_with_and_without_in_any_order_of_steps(folder, ahead):
+    plain, read = batches(folder), ReadAhead(batches(folder), ahead)
+    for consumed, cut in [
+        (0, (4, 0, 1)),
+        (12, (4, 0, 1)),
+        (24, (3, 1, 2)),
+        (36, (3, 1, 2)),
+        (0, (4, 0, 1)),
+        (960, (6, 1, 2)),
+    ]:
+        assert same(list(read.share(consumed, *cut)), list(plain.share(consumed, *cut)))
+        assert len(threads()) == 1
+    partly = read.share(0, 2, 0, 1)
+    next(partly)
+    assert same(list(read.share(24, 2, 0, 1)), list(plain.share(24, 2, 0, 1)))
+    read.close()
+    assert not threads()
+    assert read.windows == plain.windows
+
+
+def test_waiting_is_counted_and_work_goes_on_meanwhile(folder):
+    def slowly(rows, keys):
+        time.sleep(0.02)
+        return {"input_ids": rows[:, :-1], "labels": rows[:, 1:]}
+
+    read = ReadAhead(batches(folder, predict=slowly), ahead=4)
+    list(read.share(0, 3, 0, 1))
+    first = read.take_wait()
+    assert first >= 0.06
+    time.sleep(0.3)  # a step: four batches are made
+    list(read.share(12, 3, 0, 1))
+    assert read.take_wait() < 0.02
+    read.close()
+
+
+def test_an_error_of_the_thread_is_raised_by_the_loop_and_ends_the_thread(folder):
+    def faulty(rows, keys):
+        if any(key == "0:30:0" for key in keys):
+            raise RuntimeError("sequence 30")
+        return {"input_ids": rows[:, :-1], "labels": rows[:, 1:]}
+
+    read = ReadAhead(batches(folder, predict=faulty))
+    for consumed in (0, 12):
+        assert len(list(read.share(consumed, 4, 0, 1))) == 3
+    with pytest.raises(RuntimeError, match="sequence 30"):
+        list(read.share(24, 4, 0, 1))
+    assert not threads()
+
+
+def damaged(folder, number):
+    path = folder / f"train-{number}.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_shard_is_named_before_any_of_its_tokens_is_used(folder):
+    clean = [batch["input_ids"] for step in range(3) for batch in batches(folder).share(12 * step, 12, 0, 1)]
+    damaged(folder, 1)
+    read, seen = ReadAhead(batches(folder)), []
+
+    def three_steps():
+        for step in range(3):
+            seen.extend(batch["input_ids"] for batch in read.share(12 * step, 12, 0, 1))
+
+    with pytest.raises(ValueError, match=r"train-1.arrow is damaged: its checksum differs"):
+        three_steps()
+    assert all(one.equal(other) for one, other in zip(seen, clean[: len(seen)], strict=True))
+
+
+def test_verify_finds_damage_and_loss_before_the_first_step(folder):
+    Storage([str(folder)], verify=True).streams("train")
+    damaged(folder, 2)
+    Storage([str(folder)]).streams("train")
+    with pytest.raises(ValueError, match=r"train-2.arrow is damaged"):
+        Storage([str(folder)], verify=True).streams("train")
+    (folder / "train-0.arrow").unlink()
+    with pytest.raises(ValueError, match=r"train-0.arrow is missing"):
+        Storage([str(folder)], verify=True).streams("train")

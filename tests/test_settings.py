@@ -1,0 +1,180 @@
+"""What a run may be told: DeepSpeed configurations, models by file, models to go on from."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_shards import make_shards, make_tokenizer
+
+from training.config import Batch, Compute, Model, Optimizer, Recipe, Schedule
+from training.engine import zero_stage
+from training.model import build, configuration, count_parameters, read_pretrained
+from training.optimizer import learning_rate, parameter_groups
+from training.zero_settings import REMOVED, read_configuration
+
+ROOT = Path(__file__).parent.parent
+RECIPE = Recipe(Model(hidden_size=32, layers=2, heads=2), Batch(32, 8, 2), Optimizer(), Schedule(), seed=0)
+
+
+def read(tmp_path, record, recipe=RECIPE, world_size=2):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(record))
+    return read_configuration(str(path), recipe, world_size)
+
+
+def test_shipped_deepspeed_configurations_hold_zero_alone():
+    stages = {}
+    for path in (ROOT / "infra" / "deepspeed").glob("*.json"):
+        record = read_configuration(str(path), RECIPE, 1)
+        assert list(record) == ["zero_optimization"]
+        stages[path.stem] = record["zero_optimization"]["stage"]
+    offloads = {"zero2_offload": 2, "zero3_offload": 3, "zero3_nvme": 3}
+    assert stages == {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3} | offloads
+
+
+def test_every_key_that_deepspeed_removed_is_named_with_what_to_do(tmp_path):
+    from deepspeed.runtime import config
+
+    zero = {f"zero_optimization.{key}" for key in config._REMOVED_ZERO_CONFIG_KEYS}
+    assert set(config._REMOVED_TOP_LEVEL_CONFIG_KEYS) | zero <= set(REMOVED)
+    for key in REMOVED:
+        section, _, name = key.rpartition(".")
+        record = {section: {"stage": 2, name: True}} if section else {name: {"enabled": True}}
+        with pytest.raises(ValueError, match=f"mine.json: '{re.escape(key)}' is no key of DeepSpeed any more: ..."):
+            read(tmp_path, record)
+
+
+AGREEING = {
+    "train_batch_size": 8,
+    "train_micro_batch_size_per_gpu": 2,
+    "gradient_accumulation_steps": 2,
+    "gradient_clipping": 1.0,
+    "optimizer": {"type": "AdamW", "params": {"lr": 5e-4, "weight_decay": 0.1, "betas": [0.9, 0.95]}},
+    "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": False},
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"},
+    "wall_clock_breakdown": True,
+}
+
+
+def test_what_agrees_with_the_run_or_is_left_to_it_is_accepted(tmp_path):
+    assert read(tmp_path, AGREEING) == {"zero_optimization": {"stage": 2}, "wall_clock_breakdown": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"train_batch_size": 16}, r"train_batch_size 16 is not 2 a device \* 2 accumulation steps \* 2 processes"),
+        ({"gradient_clipping": 0.5}, "gradient_clipping 0.5 is decided by --optimizer.gradient_clipping, .* 1.0"),
+        ({"train_batch_size": "auto", "train_micro_batch_size_per_gpu": 4}, "4 is decided by --batch.sequences_per_d"),
+        ({"optimizer": {"type": "Lamb"}}, "of type Lamb is decided by --optimizer"),
+        ({"optimizer": {"params": {"weight_decay": 0.0}}}, "weight_decay 0.0 is decided by --optimizer.weight_decay"),
+        ({"scheduler": {"type": "WarmupLR"}}, "'scheduler' is decided by --schedule"),
+        ({"bf16": {"enabled": True}}, "'bf16' is decided by --compute.precision, which is auto; give bf16 there"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "grad_accum_dtype bf16: gradients are accumulated in fp32"),
+        ({"communication_data_type": "bf16"}, "communication_data_type bf16: gradients are reduced in fp32"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "to cpu needs stage 3"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}, "needs nvme_path"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "ssd"}}}, "is none of none, cpu and nvme"),
+    ],
+)
+def test_contradictions_are_named(tmp_path, change, line):
+    with pytest.raises(ValueError, match=line):
+        read(tmp_path, AGREEING | change)
+
+
+def test_a_default_that_would_have_been_another_is_told(tmp_path, caplog):
+    read(tmp_path, {"optimizer": {"type": "AdamW", "params": {}}})
+    assert "weight_decay: 0.1 by --optimizer.weight_decay, where DeepSpeed's default is 0.0" in caplog.text
+    muon = replace(RECIPE, optimizer=Optimizer(kind="muon"))
+    read(tmp_path, {"optimizer": {"type": "Muon", "params": {"lr": 0.02}}}, muon)
+    assert "every matrix whose name lacks 'embed'" in caplog.text
+
+
+def test_stage_0_in_half_precision_is_run_as_stage_1():
+    stage_0 = {"zero_optimization": {"stage": 0}}
+    assert [zero_stage(stage_0, precision) for precision in ("fp32", "bf16", "fp16")] == [0, 1, 1]
+
+
+def of_file(path, **more):
+    model = Model(config=str(path)).read()
+    return configuration(model, **({"vocab_size": 300, "context_tokens": 32, "end_of_text_id": 0} | more))
+
+
+NEOX = {"model_type": "gpt_neox", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def test_any_configuration_of_transformers_becomes_a_model_with_the_vocabulary_of_the_shards(tmp_path):
+    path = tmp_path / "neox.json"
+    path.write_text(json.dumps(NEOX | {"intermediate_size": 64, "vocab_size": 7, "max_position_embeddings": 64}))
+    model = build(of_file(path), seed=0)
+    assert model.config.model_type == "gpt_neox"
+    assert model.get_input_embeddings().weight.shape == (300, 32)
+    assert model(input_ids=torch.arange(10).view(1, 10)).logits.shape == (1, 10, 300)
+    with pytest.raises(ValueError, match=r"a context of 64 tokens, batch.sequence_length is 128"):
+        of_file(path, context_tokens=128)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="has no model_type"):
+        of_file(path)
+    path.write_text(json.dumps({"model_type": "perceptron"}))
+    with pytest.raises(ValueError, match=r"is no configuration of `transformers` .perceptron"):
+        of_file(path)
+    with pytest.raises(ValueError, match="no configuration of a model at"):
+        of_file(tmp_path / "nowhere.json")
+
+
+def test_model_of_a_folder_goes_on_with_its_weights_if_the_vocabulary_is_that_of_the_shards(tmp_path):
+    shards = make_shards(tmp_path / "shards", train=20, validation=0)
+    saved = build(configuration(RECIPE.model, vocab_size=310, context_tokens=32, end_of_text_id=0), seed=5)
+    saved.save_pretrained(tmp_path / "model")
+    settings = read_pretrained(str(tmp_path / "model"), Model(), shards)
+    config = configuration(settings, vocab_size=300, context_tokens=32, end_of_text_id=0)
+    model = build(config, seed=0, pretrained=str(tmp_path / "model"))
+    assert model.training
+    assert count_parameters(model) == count_parameters(saved)
+    for mine, theirs in zip(model.parameters(), saved.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    make_tokenizer(tmp_path / "other", vocab_size=280)
+    (tmp_path / "other" / "tokenizer.json").rename(tmp_path / "model" / "tokenizer.json")
+    with pytest.raises(ValueError, match="is not that of the shards"):
+        read_pretrained(str(tmp_path / "model"), Model(), shards)
+    build(configuration(RECIPE.model, vocab_size=290, context_tokens=32, end_of_text_id=0), 0).save_pretrained(
+        tmp_path / "small"
+    )
+    with pytest.raises(ValueError, match="has 290 tokens, the shards have 300"):
+        read_pretrained(str(tmp_path / "small"), Model(), shards)
+    with pytest.raises(ValueError, match=r"no config\.json in"):
+        read_pretrained(str(tmp_path), Model(), shards)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_muon_gets_the_matrices_of_the_blocks_whatever_their_names(architecture):
+    shape = Model(architecture=architecture, hidden_size=32, layers=2, heads=2, tie_embeddings=architecture == "gpt2")
+    model = build(configuration(shape, vocab_size=50, context_tokens=16, end_of_text_id=0), seed=0)
+    groups = parameter_groups(model, Optimizer(kind="muon"))
+    muons = {id(one) for group in groups if group["use_muon"] for one in group["params"]}
+    names = {name for name, one in model.named_parameters() if id(one) in muons}
+    assert len(names) == 2 * (7 if architecture == "llama" else 4)
+    assert all(".layers." in name or ".h." in name for name in names)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_wsd_is_level_and_then_falls_in_a_line_and_constant_stays():
+    schedule = Schedule(kind="wsd", warmup_steps=10, final_fraction=0.0, decay_share=0.5)
+    rates = [learning_rate(step, ((0, 110),), 1.0, schedule) for step in range(1, 111)]
+    assert rates[9:60] == [1.0] * 51
+    assert rates[84] == pytest.approx(0.5)
+    assert rates[-1] == pytest.approx(0.0)
+    constant = replace(schedule, kind="constant")
+    assert {learning_rate(step, ((0, 110),), 1.0, constant) for step in range(10, 111)} == {1.0}
+
+
+def test_compute_settings_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match=r"compute.loss_chunk_tokens -1 is below 0"):
+        Compute(loss_chunk_tokens=-1)
+    with pytest.raises(ValueError, match=r"optimizer.muon_learning_rate 2 is outside"):
+        Optimizer(muon_learning_rate=2)

@@ -1,0 +1,121 @@
+"""Requests to stop, wherever they arrive under the real `deepspeed` launcher: all processes save one step and go."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_runs import LIMIT_SECONDS, TINY, free_port, losses, metrics, train, words
+from small_shards import make_shards
+
+from training.stopping import _is_launcher, _parent
+
+OPTIONS = TINY | {"max_steps": 4000, "checkpoint_every": 4000, "evaluate_every": 4000}
+RUNNER, LAUNCHER, WORKER = 0, 1, 2
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
+
+
+def children(process):
+    """Processes that `process` started and that live, in the order of their ids."""
+    numbers = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return sorted(number for number in numbers if _parent(number) == process)
+
+
+def alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def launched(shards, run):
+    """A run under the launcher: its processes, the runner first, and the reader of what it prints, who may go."""
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", free_port()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    job = subprocess.Popen(
+        [*command, *words(shards, run, OPTIONS)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not ((run / "metrics.jsonl").is_file() and len(metrics(run)) >= 5):
+            assert time.monotonic() < deadline
+            assert job.poll() is None, job.stdout.read()
+            time.sleep(0.05)
+        (launcher,) = children(job.pid)
+        yield job, [job.pid, launcher, *children(launcher)]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+        job.stdout.close()
+        job.wait()
+
+
+def stopped(shards, run, place, number):
+    """Exit code of the runner after the signal; all others have gone, and the last step recorded is saved."""
+    with launched(shards, run) as (job, processes):
+        assert [_is_launcher(process) for process in processes] == [True, True, False, False]
+        os.kill(processes[place], number)
+        if place == RUNNER:
+            job.stdout.close()  # as `deepspeed … | tee log` when the pipe's other end goes
+            code = job.wait(30)
+        else:
+            code = (job.communicate(timeout=60), job.returncode)[1]
+        deadline = time.monotonic() + 30
+        while any(alive(process) for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not [process for process in processes if alive(process)]
+    steps = [row["step"] for row in metrics(run)]
+    assert steps == list(range(1, len(steps) + 1))
+    saved = [path.parent.name for path in (run / "checkpoints").glob("step_*/complete.json")]
+    assert saved == [f"step_{steps[-1]:08d}"]
+    return code
+
+
+def test_end_of_the_runner_makes_all_processes_save_and_go(shards, tmp_path):
+    assert stopped(shards, tmp_path / "run", RUNNER, signal.SIGTERM) == -signal.SIGTERM
+    reached, before = len(metrics(tmp_path / "run")), losses(tmp_path / "run")
+    train(shards, tmp_path / "run", OPTIONS | {"max_steps": reached + 2})
+    assert losses(tmp_path / "run")[:reached] == before
+    assert len(metrics(tmp_path / "run")) == reached + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "number", "code"),
+    [
+        (RUNNER, signal.SIGUSR1, -signal.SIGUSR1),
+        (RUNNER, signal.SIGKILL, -signal.SIGKILL),
+        (LAUNCHER, signal.SIGTERM, 1),
+        (LAUNCHER, signal.SIGUSR1, 0),
+        (WORKER, signal.SIGTERM, 75),
+        (WORKER, signal.SIGUSR1, 75),
+        (WORKER + 1, signal.SIGUSR1, 75),
+    ],
+)
+def test_signal_makes_all_processes_save_and_go(shards, tmp_path, place, number, code):
+    assert stopped(shards, tmp_path / "run", place, number) == code
+
+
+@pytest.mark.slow
+def test_keyboard_interrupt_of_the_whole_group_saves(shards, tmp_path):
+    with launched(shards, tmp_path / "run") as (job, processes):
+        os.killpg(job.pid, signal.SIGINT)
+        job.communicate(timeout=60)
+        deadline = time.monotonic() + 30
+        while any(alive(process) for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not [process for process in processes if alive(process)]
+    assert list((tmp_path / "run" / "checkpoints").glob("step_*/complete.json"))

@@ -1,0 +1,105 @@
+"""What a model was trained on, for its card: splits, the funnel from files in to files kept, and their licences."""
+
+import collections
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizer.manifest import MANIFEST_NAME, identity
+from tokenizer.shard_index import ShardIndex
+
+if TYPE_CHECKING:
+    from tokenizer.ledger_rows import Ledger
+
+MOST_LICENCES = 15
+NO_LICENCE = "none known"
+
+Record = dict[str, Any]
+
+
+def describe(index: ShardIndex, shards: Path) -> Record:
+    """Documents, tokens and bytes of text a split, how the shards were made and, where the ledger that they were made
+    from lies beside them, its funnel: files and bytes by state.
+    """
+    splits: dict[str, dict[str, int]] = {}
+    for shard in index.shards:
+        sums = splits.setdefault(shard.split, {"documents": 0, "tokens": 0, "text_bytes": 0})
+        sums["documents"] += shard.rows
+        sums["tokens"] += shard.tokens
+        sums["text_bytes"] += shard.text_bytes
+    record: Record = {"splits": splits, "withdrawn_files": index.withdrawn_files, "configuration": index.configuration}
+    manifest = shards / ".." / "ledger" / MANIFEST_NAME
+    if manifest.is_file():
+        ledger = json.loads(manifest.read_text())
+        if index.configuration.get("inputs", {}).get("ledger") == identity(ledger):
+            record["states"] = ledger.get("states", {})
+    return record
+
+
+def of_workspace(record: Record, workspace: Path) -> Record:
+    """The record with the funnel of a workspace's ledger and the licences of the files that it kept.
+
+    ValueError if the shards were made from another ledger. Costs a pass over file ids and licences of the table
+    `signals`, or `documents` without it, for every four million kept files; memory is bounded.
+    """
+    from tokenizer.ledger_rows import Ledger
+
+    ledger = Ledger(str(workspace / "ledger"))
+    ledger.require_source_of(record.get("configuration", {}), "the data of this run")
+    table = next((workspace / name for name in ("signals", "documents") if (workspace / name).is_dir()), None)
+    states = ledger.manifest.get("states", {})
+    licences = _licences_of_kept(ledger, table, states.get("kept", {}).get("files", 0)) if table else {}
+    return record | {"states": states, "licences": licences}
+
+
+def _licences_of_kept(ledger: "Ledger", table: Path, expected: int) -> dict[str, int]:
+    """Kept files by licence; a file of several counts for each."""
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+
+    from tokenizer.file_ids import Piles, ids_of_column, member_places
+
+    counts: collections.Counter[str] = collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        piles = Piles(Path(folder), expected)
+        for ids in ledger.kept_ids():
+            piles.add("kept", ids)
+        rows = ds.dataset(table, format="parquet", exclude_invalid_files=False)
+        for number in range(piles.count):
+            kept = piles.read(number, "kept")
+            for batch in rows.to_batches(columns=["file_id", "licenses"], batch_size=1 << 16, batch_readahead=2):
+                places, _ = member_places(ids_of_column(batch.column("file_id")), kept)
+                licences = batch.column("licenses").take(places)
+                lengths = pc.fill_null(pc.list_value_length(licences), 0)
+                counts[NO_LICENCE] += pc.sum(pc.equal(lengths, 0)).as_py() or 0
+                for entry in pc.value_counts(pc.utf8_lower(licences.flatten())).to_pylist():
+                    counts[str(entry["values"])] += entry["counts"]
+    return {name: count for name, count in counts.most_common() if count}
+
+
+def told(record: Record) -> Iterator[str]:
+    """The section of a model card, line by line; empty where nothing is known."""
+    for split, sums in record.get("splits", {}).items():
+        yield (
+            f"* {split}: {sums['documents']:,} documents, {sums['tokens']:,} tokens, "
+            f"{sums['text_bytes'] / 1e6:,.1f} MB of text"
+        )
+    if record.get("withdrawn_files"):
+        yield f"* {record['withdrawn_files']:,} files were withdrawn from the shards before training"
+    states = record.get("states")
+    if states:
+        files = sum(sums["files"] for sums in states.values())
+        size = sum(sums["bytes"] for sums in states.values())
+        yield from ("", "| files | | MB |", "|--|--|--|", f"| {files:,} | in | {size / 1e6:,.1f} |")
+        for state, sums in sorted(states.items(), key=lambda one: (one[0] == "kept", -one[1]["files"])):
+            sign = "" if state == "kept" else "−"
+            yield f"| {sign}{sums['files']:,} | {state} | {sign}{sums['bytes'] / 1e6:,.1f} |"
+    licences = record.get("licences")
+    if licences:
+        shown = list(licences.items())[:MOST_LICENCES]
+        yield from ("", "Licences of the files kept:", "", "| licence | files |", "|--|--|")
+        yield from (f"| {name.replace('|', '/')} | {count:,} |" for name, count in shown)
+        if len(licences) > MOST_LICENCES:
+            yield f"| {len(licences) - MOST_LICENCES:,} others | {sum(list(licences.values())[MOST_LICENCES:]):,} |"

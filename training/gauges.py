@@ -1,0 +1,180 @@
+"""What a step cost: share of the device's peak, memory, and where its time went. One set of gauges a process.
+
+Time is split into waiting for data, forward, optimizer, and the rest, which is backward with the communication that
+overlaps it. On GPUs, events in the stream of work are read after the step, so that nothing waits for them.
+"""
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from training.arithmetic import Size, known_peak
+
+if TYPE_CHECKING:
+    import torch
+
+    from training.meter import Row
+    from training.processes import Processes
+    from training.read_ahead import ReadAhead
+
+MATMUL_SIZE, MATMUL_SECONDS = 1024, 0.3
+log = logging.getLogger("train")
+
+
+class Gauges:
+    """Reads what each step cost; every process needs its own, and all must make theirs at once.
+
+    Args:
+        engine: of the run; hooks are put on its forward pass and on its optimizer.
+        batches: the training data, which count how long they were waited for.
+        processes: of the run.
+        sequence_length: tokens a sequence.
+    """
+
+    def __init__(self, engine: Any, batches: "ReadAhead", processes: "Processes", sequence_length: int) -> None:
+        self._batches = batches
+        self._device = processes.device
+        self._flops = size_of_module(engine.module).flops_per_token(sequence_length)
+        self._forward, self._optimizer = Span(self._device), Span(self._device)
+        engine.register_forward_pre_hook(lambda module, _: self._forward.begin() if module.training else None)
+        engine.register_forward_hook(lambda *_: self._forward.end())
+        inner = innermost_optimizer(engine)
+        if inner is not None:
+            inner.register_step_pre_hook(lambda *_: self._optimizer.begin())
+            inner.register_step_post_hook(lambda *_: self._optimizer.end())
+        mine, self.peak_source = peak_of(self._device, "bf16" if processes.autocast else processes.precision)
+        self.peak = processes.total([mine])[0]
+        if processes.is_first:
+            log.info("MFU is of %.4g TFLOP/s: %s", self.peak / 1e12, self.peak_source)
+
+    def read(self, tokens: int, seconds: float) -> "Row":
+        """The figures of the step that just ended, and back to zero.
+
+        Args:
+            tokens: that all processes trained on together.
+            seconds: from the step's begin to its end.
+        """
+        waited, forward, optimizer = self._batches.take_wait(), self._forward.seconds(), self._optimizer.seconds()
+        rest = max(0.0, seconds - waited - forward - optimizer)
+        return {
+            "mfu": round(tokens * self._flops / seconds / self.peak, 5),
+            "memory_bytes": peak_memory_bytes(self._device),
+            "data_wait_seconds": round(waited, 6),
+            "forward_seconds": round(forward, 5),
+            "backward_seconds": round(rest, 5),
+            "optimizer_seconds": round(optimizer, 5),
+        }
+
+
+class Span:
+    """Adds up the time between `begin` and `end`: by the clock on CPUs, by events in the stream on GPUs."""
+
+    def __init__(self, device: "torch.device") -> None:
+        self._on_gpu = device.type == "cuda"
+        self._open: Any = None
+        self._spent = 0.0
+        self._events: list[tuple[Any, Any]] = []
+
+    def begin(self) -> None:
+        self._open = self._now()
+
+    def end(self) -> None:
+        """An end without a begin, as of an evaluation, does not count."""
+        if self._open is None:
+            return
+        if self._on_gpu:
+            self._events.append((self._open, self._now()))
+        else:
+            self._spent += self._now() - self._open
+        self._open = None
+
+    def seconds(self) -> float:
+        """The sum since it was last asked."""
+        if self._events:
+            self._events[-1][1].synchronize()
+            self._spent = sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
+            self._events.clear()
+        spent, self._spent = self._spent, 0.0
+        return spent
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def size_of_module(module: Any) -> Size:
+    """Parameters of a live model, whole also where ZeRO stage 3 has cut them (`ds_numel`)."""
+    config = module.config
+
+    def count(parameters: Any) -> int:
+        return sum(int(getattr(one, "ds_numel", one.numel())) for one in parameters)
+
+    every = list(module.parameters())
+    inputs, outputs = module.get_input_embeddings(), module.get_output_embeddings()
+    tied = outputs is not None and outputs.weight is inputs.weight
+    looked_up = [] if tied else list(inputs.parameters())
+    named = module.named_modules()
+    looked_up += [one.weight for name, one in named if name.rsplit(".", 1)[-1] in ("wpe", "position_embeddings")]
+    return Size(count(every), count(every) - count(looked_up), config.num_hidden_layers, config.hidden_size)
+
+
+def innermost_optimizer(engine: Any) -> Any:
+    """The torch optimizer within DeepSpeed's wrappers, or None if there is none to hook."""
+    inner = engine.optimizer
+    while inner is not None and not hasattr(inner, "register_step_pre_hook"):
+        inner = getattr(inner, "optimizer", None)
+    return inner
+
+
+def peak_of(device: "torch.device", precision: str) -> tuple[float, str]:
+    """Operations a second of one process's device, and where the figure comes from.
+
+    The data sheet where the device is known; else what a matrix product reaches here and now, in the run's precision.
+    """
+    import torch
+
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        peak = known_peak(name)
+        if peak is not None:
+            return peak, f"the data sheet of {name}, dense bf16"
+        return measured_peak(device, precision), f"measured by a matrix product on {name}"
+    return measured_peak(device, precision), f"measured by a matrix product on {torch.get_num_threads()} threads"
+
+
+def measured_peak(device: "torch.device", precision: str) -> float:
+    """Operations a second of the best of some square matrix products."""
+    import torch
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    size = MATMUL_SIZE * (8 if device.type == "cuda" else 1)
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    best, deadline = float("inf"), time.perf_counter() + MATMUL_SECONDS
+    while time.perf_counter() < deadline:
+        begun = time.perf_counter()
+        product = left @ right
+        float(product[0, 0])  # wait for the device
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
+
+
+def peak_memory_bytes(device: "torch.device") -> int:
+    """The most that this process ever held: of the GPU's memory by torch, else of the machine's (resident)."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak << 10

@@ -1,0 +1,133 @@
+"""How much memory a training step takes on one device, from a model's shape and the way it is cut.
+
+What torch and DeepSpeed 0.19 keep is added up part by part (`parts`), and the peak is that of three moments: the end
+of the forward pass (all activations and the logits), the end of the backward pass (gradients and the buckets that
+reduce them), and the optimizer's update (a flat copy of the gradients beside them); on CPUs their sum, since what the
+allocator gets back stays with the process in pieces. On CPUs it is checked against real runs of one process
+(ARCHITECTURE.md); on GPUs what the allocator wastes and the CUDA context come on top (RESERVED).
+"""
+
+from dataclasses import dataclass
+
+from training.arithmetic import feed_forward_size, size_of
+from training.config import Model
+
+BUCKET_ELEMENTS = 50_000_000  # of infra/deepspeed/*.json
+LIVE_ELEMENTS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
+# Share of a GPU's memory that is left to the CUDA context, NCCL and the allocator's gaps.
+RESERVED = 0.1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is cut.
+
+    Args:
+        stage: of ZeRO.
+        world_size: processes, one a device.
+        micro_batch: sequences a device takes at once.
+        precision: bf16 or fp32, of weights and activations.
+        accumulates: whether a step has several micro-batches.
+        offload: optimizer and weights wait in the host's memory (infra/deepspeed/zero3_offload.json).
+        on_gpu: on a GPU, or on the CPUs.
+    """
+
+    stage: int
+    world_size: int
+    micro_batch: int
+    precision: str
+    accumulates: bool = False
+    offload: bool = False
+    on_gpu: bool = True
+
+    @property
+    def weight_bytes(self) -> int:
+        return 2 if self.precision == "bf16" else 4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, by what holds them.
+
+    Args:
+        weights: of the model, and what stage 3 has gathered of them.
+        optimizer: fp32 copy and moments.
+        gradients: as they wait for the update.
+        held_gradients: those of earlier micro-batches during a forward pass.
+        buckets: what gradients are reduced in.
+        flat_gradients: copies of them during the update.
+        activations: what the backward pass needs of the layers.
+        logits: and their gradients.
+        reused: whether freed memory serves the next moment, as on GPUs, or stays with the process in pieces.
+        kept_flat_gradients: those that find no freed piece to lie in, at stage 3, whose bucket stays.
+    """
+
+    weights: float
+    optimizer: float
+    gradients: float
+    held_gradients: float
+    buckets: float
+    flat_gradients: float
+    activations: float
+    logits: float
+    reused: bool
+    kept_flat_gradients: float = 0.0
+
+    @property
+    def peak(self) -> float:
+        """The most at any moment; where memory is not reused, the sum of the passes."""
+        kept = self.weights + self.optimizer
+        forward = self.activations + self.logits
+        backward = self.gradients + self.buckets
+        if not self.reused:
+            return kept + forward + backward + self.kept_flat_gradients
+        return kept + max(self.held_gradients + forward, backward, self.gradients + self.flat_gradients)
+
+
+def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Layout) -> Memory:
+    """The memory of a step of one device, in bytes."""
+    count = size_of(model, vocab_size=vocab_size, context_tokens=sequence_length).parameters
+    element, share = layout.weight_bytes, count / layout.world_size
+    tokens = layout.micro_batch * sequence_length
+    bucket = 4.0 * min(count, BUCKET_ELEMENTS)
+    whole_gradients = layout.stage < 2
+    weights, optimizer = float(element * count), 12 * share
+    if layout.stage == 0:
+        optimizer = 8.0 * count
+    if layout.stage == 3:
+        weights = element * share + element * min(count, LIVE_ELEMENTS)
+        bucket += 4 * share  # what is reduced is copied into its parts
+    gradients = 4 * (count if whole_gradients else share)
+    flat = 4 * share if layout.stage else 0
+    if layout.offload:
+        weights, optimizer, flat = element * min(count, LIVE_ELEMENTS), 0.0, 0.0
+    return Memory(
+        weights=weights,
+        optimizer=optimizer,
+        gradients=gradients,
+        held_gradients=gradients if layout.accumulates else 0.0,
+        buckets=bucket,
+        flat_gradients=flat,
+        activations=activation_bytes(model, tokens, element),
+        logits=tokens * vocab_size * (8 if element == 4 else 10),
+        reused=layout.on_gpu,
+        kept_flat_gradients=flat if layout.stage == 3 else 0.0,
+    )
+
+
+def activation_bytes(model: Model, tokens: int, element: int) -> float:
+    """What the backward pass needs of the layers, where attention does not keep its matrix (flash, or SDPA).
+
+    Llama, a layer and token: inputs, normalised inputs and outputs of two norms (6d), queries and attention's output
+    (2d), keys and values, four of the feed-forward width. GPT-2: two norms' inputs and outputs (4d), queries, keys,
+    values and output (4d), five of the feed-forward width (its GELU is four steps). Norms of Llama keep their input in
+    fp32.
+    """
+    d, inner, heads = model.hidden_size, feed_forward_size(model), model.heads
+    if model.architecture == "gpt2":
+        values, final = element * (8 * d + 5 * inner) + 4 * (heads + 4), element * 2 * d
+    else:
+        key_value = (model.key_value_heads or heads) * (d // heads)
+        values = element * (8 * d + 2 * key_value + 4 * inner) + 4 * (heads + 2) + (4 - element) * 2 * d
+        final = element * 3 * d + (4 - element) * d
+    return float(tokens * (model.layers * values + final))

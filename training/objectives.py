@@ -1,0 +1,204 @@
+"""What a model learns to predict: rows of tokens -> inputs and labels, and the `transformers` model that fits.
+
+An objective is a pure function of the rows and of the keys of their random draws, one a row. It takes rows (B, T + 1)
+and returns arrays of int64: `labels` with -100 where nothing is predicted, the logits at t predicting labels[t], and
+beside them the keyword arguments of the model's forward.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizer.encode import MASK, Encoder, sentinel
+from training.config import Attention, Model, Objective
+from training.fill_in_middle import FillInTheMiddle
+from training.order import generator
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Rows = NDArray[Any]
+Arrays = dict[str, NDArray[Any]]
+Prediction = Callable[[Rows, list[str]], Arrays]
+NOTHING = -100
+
+
+def prediction(objective: Objective, attention: Attention, encoder: Encoder, sequence_length: int) -> Prediction:
+    """The function of an objective; ValueError if the tokenizer lacks a token that it needs.
+
+    Args:
+        objective: its settings.
+        attention: see `Causal`.
+        encoder: of the tokenizer that wrote the shards.
+        sequence_length: T of the longest rows.
+    """
+    if objective.kind == "masked":
+        return Masked(encoder.id_of(MASK), encoder.vocab_size, objective.noise)
+    if objective.kind == "spans":
+        _, count = noise_counts(sequence_length, objective.noise, objective.span_length)
+        sentinels = [encoder.id_of(sentinel(number)) for number in range(count)]
+        return Spans(sentinels, encoder.end_of_text_id, objective.noise, objective.span_length)
+    causal = Causal(encoder.end_of_text_id if attention == "document" else None)
+    if objective.kind == "causal":
+        return causal
+    rearrange = FillInTheMiddle(encoder, objective.rate, objective.suffix_first)
+    return lambda rows, keys: causal(rearrange(rows, keys), keys)
+
+
+class Causal:
+    """Each token from those before it.
+
+    Args:
+        end_of_text_id: given where attention and positions begin anew with each document: `position_ids` tell the
+            model so (see `document_positions`). None = sequences are read across borders.
+    """
+
+    def __init__(self, end_of_text_id: int | None = None) -> None:
+        self.end_of_text_id = end_of_text_id
+
+    def __call__(self, rows: Rows, keys: list[str]) -> Arrays:
+        found = {"input_ids": rows[:, :-1], "labels": rows[:, 1:]}
+        if self.end_of_text_id is not None:
+            found["position_ids"] = document_positions(found["input_ids"], self.end_of_text_id)
+        return found
+
+
+def document_positions(inputs: Rows, end_of_text_id: int) -> NDArray[np.int64]:
+    """Positions (B, T) that begin anew at the end-of-text token before each document.
+
+    That token is the first input of the document it precedes, as it is when text is generated from nothing, and the
+    last label of the one it ends: so every token is predicted once, and none from another document. `transformers`
+    (create_causal_mask, and flash attention on one row) takes positions that do not go up by one for borders that
+    attention does not cross. It is a scan of the tokens: the text of a special token never becomes its id.
+    """
+    places = np.broadcast_to(np.arange(inputs.shape[1]), inputs.shape)
+    begins = np.where(inputs == end_of_text_id, places, 0)
+    return places - np.maximum.accumulate(begins, axis=1)
+
+
+class Masked:
+    """Hidden tokens from all others (BERT, Devlin et al. 2018), the same number in each row.
+
+    Of the tokens chosen 80 % become the mask, 10 % any token, and 10 % stay.
+
+    Args:
+        mask_id: of the mask token.
+        vocab_size: random tokens are below.
+        noise: share of tokens that are chosen; at least one is.
+    """
+
+    def __init__(self, mask_id: int, vocab_size: int, noise: float) -> None:
+        self.mask_id, self.vocab_size, self.noise = mask_id, vocab_size, noise
+
+    def __call__(self, rows: Rows, keys: list[str]) -> Arrays:
+        inputs = rows[:, :-1].astype(np.int64)
+        labels = np.full_like(inputs, NOTHING)
+        count = max(1, round(self.noise * inputs.shape[1]))
+        for row, label, key in zip(inputs, labels, keys, strict=True):
+            draw = generator(key)
+            chosen = draw.permutation(len(row))[:count]
+            label[chosen] = row[chosen]
+            fate, anything = draw.random(count), draw.integers(0, self.vocab_size, count)
+            row[chosen] = np.select([fate < 0.8, fate < 0.9], [self.mask_id, anything], row[chosen])
+        return {"input_ids": inputs, "labels": labels}
+
+
+class Spans:
+    """Hidden runs of tokens from the text around them (T5, Raffel et al. 2019), written by a decoder.
+
+    Each run becomes a sentinel in the input; the decoder writes every sentinel with the run behind it, and the
+    end-of-text token last. Number and total length of the runs are those of every row, so shapes are fixed:
+    inputs T - hidden + runs, labels hidden + runs + 1. Runs do not heed the borders of documents.
+
+    Args:
+        sentinels: ids, as many as there are runs in the longest row.
+        end_of_text_id: ends the labels and begins the decoder's input.
+        noise: share of tokens that are hidden.
+        span_length: mean tokens of a run.
+    """
+
+    def __init__(self, sentinels: list[int], end_of_text_id: int, noise: float, span_length: float) -> None:
+        self.sentinels, self.end_of_text_id = np.array(sentinels, np.int64), end_of_text_id
+        self.noise, self.span_length = noise, span_length
+
+    def __call__(self, rows: Rows, keys: list[str]) -> Arrays:
+        pairs = [self._row(row[:-1].astype(np.int64), generator(key)) for row, key in zip(rows, keys, strict=True)]
+        labels = np.stack([label for _, label in pairs])
+        first = np.full((len(labels), 1), self.end_of_text_id)
+        shifted = np.concatenate([first, labels[:, :-1]], axis=1)
+        return {"input_ids": np.stack([row for row, _ in pairs]), "decoder_input_ids": shifted, "labels": labels}
+
+    def _row(self, tokens: NDArray[np.int64], draw: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
+        hidden, runs = noise_counts(len(tokens), self.noise, self.span_length)
+        kept_sizes, run_sizes = _parts(len(tokens) - hidden, runs, draw), _parts(hidden, runs, draw)
+        sizes = np.stack([kept_sizes, run_sizes], axis=1).ravel()
+        is_hidden = np.repeat(np.arange(2 * runs) % 2 == 1, sizes)
+        begins = np.cumsum(sizes)[:-1:2]  # of the runs
+        sentinels = self.sentinels[:runs]
+        inputs = np.where(np.isin(np.arange(len(tokens)), begins), 0, tokens)
+        inputs[begins] = sentinels
+        inputs = inputs[~is_hidden | np.isin(np.arange(len(tokens)), begins)]
+        label = np.insert(tokens[is_hidden], np.cumsum(run_sizes) - run_sizes, sentinels)
+        return inputs, np.append(label, self.end_of_text_id)
+
+
+def noise_counts(tokens: int, noise: float, span_length: float) -> tuple[int, int]:
+    """How many of `tokens` are hidden, in how many runs; at least one is hidden and one is kept a run."""
+    hidden = min(max(round(tokens * noise), 1), tokens - 1)
+    return hidden, min(max(round(hidden / span_length), 1), tokens - hidden, hidden)
+
+
+def _parts(total: int, count: int, draw: np.random.Generator) -> NDArray[np.int64]:
+    """`total` cut into `count` parts of at least 1, all such cuts equally likely."""
+    cuts = np.sort(draw.permutation(total - 1)[: count - 1]) + 1
+    return np.diff(cuts, prepend=0, append=total)
+
+
+def configuration(
+    objective: Objective, model: Model, *, vocab_size: int, context_tokens: int, end_of_text_id: int
+) -> "PretrainedConfig":
+    """The `transformers` configuration that fits an objective: model.architecture, BERT for masked, T5 for spans."""
+    from transformers import BertConfig, T5Config
+
+    from training import model as causal
+
+    if objective.kind == "masked":
+        return BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=model.hidden_size,
+            num_hidden_layers=model.layers,
+            num_attention_heads=model.heads,
+            intermediate_size=model.feed_forward_size or 4 * model.hidden_size,
+            max_position_embeddings=context_tokens,
+            hidden_dropout_prob=model.dropout,
+            attention_probs_dropout_prob=model.dropout,
+            tie_word_embeddings=model.tie_embeddings,
+            type_vocab_size=1,
+            pad_token_id=None,
+        )
+    if objective.kind == "spans":
+        ends: dict[str, Any] = {"decoder_start_token_id": end_of_text_id, "eos_token_id": end_of_text_id}
+        return T5Config(
+            vocab_size=vocab_size,
+            d_model=model.hidden_size,
+            d_kv=model.hidden_size // model.heads,
+            d_ff=model.feed_forward_size or 4 * model.hidden_size,
+            num_layers=model.layers,
+            num_heads=model.heads,
+            dropout_rate=model.dropout,
+            pad_token_id=None,
+            **ends | {"tie_word_embeddings": model.tie_embeddings},
+        )
+    return causal.configuration(
+        model, vocab_size=vocab_size, context_tokens=context_tokens, end_of_text_id=end_of_text_id
+    )
+
+
+def model_class(config: "PretrainedConfig") -> Any:
+    """The `transformers` class that builds the model of a configuration, with its head."""
+    import transformers
+
+    classes = {"bert": "AutoModelForMaskedLM", "t5": "AutoModelForSeq2SeqLM"}
+    return getattr(transformers, classes.get(config.model_type, "AutoModelForCausalLM"))

@@ -1,0 +1,291 @@
+"""Shards and hardware -> which sizes fit, how fast they train, and whether the data is enough to train from scratch.
+
+`python training/plan.py --shards SHARDS --gpus 8 --device H100 --hours 24`. Nothing is trained: memory is counted
+(`memory.py`), speed is the share of the device's peak that training reaches (`--mfu`), and what a size is worth
+follows published laws (`scaling.py`).
+"""
+
+import json as json_lines
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from tokenizer.command_line import run
+from tokenizer.shard_index import ShardIndex
+from training import scaling
+from training.arithmetic import known_peak, size_of
+from training.config import Model
+from training.memory import RESERVED, Layout, Memory, estimate
+
+CONFIGURATIONS = Path(__file__).parent / "configs"
+# Gigabytes of memory by what the device's name holds.
+DEVICE_GB = {"H200": 141, "H100": 80, "B200": 180, "A100": 80, "L40S": 48, "A10": 24, "L4": 24, "V100": 32, "T4": 16}
+GPU_MFU, CPU_MFU = 0.45, 0.5
+GOOD_MICRO_BATCH, MOST_MICRO_BATCH = 4, 64
+# The smaller CodeParrot: below that, models from scratch complete code rarely.
+SMALLEST_USEFUL = 100e6
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What there is: `gpus` 0 means the CPUs of this machine, as one process."""
+
+    gpus: int
+    device: str
+    memory_bytes: float
+    peak_flops: float
+    mfu: float
+    hours: float
+
+    @property
+    def devices(self) -> int:
+        return max(1, self.gpus)
+
+    @property
+    def flops(self) -> float:
+        """Operations that training gets done a second."""
+        return self.devices * self.peak_flops * self.mfu
+
+    @property
+    def usable_bytes(self) -> float:
+        return self.memory_bytes * (1 - RESERVED)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One size on the hardware; stage and what follows are None where it does not fit."""
+
+    name: str
+    parameters: int
+    sequence_length: int
+    layout: Layout | None
+    memory_bytes: float
+    tokens_per_second: float
+    tokens: float
+    epochs: float
+    optimal_hours: float
+    expected_loss: float
+
+
+def main(
+    *,
+    shards: str,
+    gpus: int = 1,
+    device: str = "H100",
+    memory_gb: float | None = None,
+    hours: float = 24.0,
+    peak_tflops: float | None = None,
+    mfu: float | None = None,
+    sequence_length: int | None = None,
+    configs: str = str(CONFIGURATIONS),
+    json: bool = False,
+) -> None:
+    """Print which of the model sizes fit on some hardware, what they reach in some hours, and a verdict.
+
+    Args:
+        shards: folder that write_shards wrote.
+        gpus: how many; 0 = the CPUs of this machine.
+        device: name of the GPU, as H100, H200, A100.
+        memory_gb: of one GPU, in 10^9 bytes; default: the device's; of CPUs: what this machine has free.
+        hours: of training.
+        peak_tflops: dense bf16 of one GPU; default: the data sheet's; of CPUs: measured here by a matrix product.
+        mfu: share of that peak that training reaches.
+        sequence_length: instead of those of the configurations.
+        configs: folder of run configurations (.yaml) whose models are the sizes.
+        json: print one JSON object instead of the table.
+    """
+    if gpus < 0 or hours <= 0:
+        raise ValueError(f"gpus {gpus} must be 0 or more, hours {hours} above 0")
+    if mfu is not None and not 0 < mfu <= 1:
+        raise ValueError(f"mfu {mfu} is outside 0 to 1; it is a share of the peak, as {GPU_MFU}")
+    index = ShardIndex.load(shards)
+    unique = sum(shard.tokens for shard in index.of_split("train"))
+    hardware = hardware_of(gpus, device, memory_gb, peak_tflops, mfu, hours)
+    found = [
+        choice(name, model, length, index.vocab_size, unique, hardware)
+        for name, model, length in sizes(Path(configs), sequence_length)
+    ]
+    found.sort(key=lambda one: one.parameters)
+    told = verdict(found, unique, hardware)
+    if json:
+        record = {"data_tokens": unique, "hardware": asdict(hardware), "sizes": [asdict(one) for one in found]}
+        print(json_lines.dumps(record | {"verdict": told}, indent=1))
+    else:
+        print(table(found, unique, hardware))
+        print(told)
+
+
+def hardware_of(
+    gpus: int, device: str, memory_gb: float | None, peak_tflops: float | None, mfu: float | None, hours: float
+) -> Hardware:
+    """The hardware, completed from data sheets, or for CPUs from this machine; ValueError says what is unknown."""
+    if gpus:
+        peak = peak_tflops * 1e12 if peak_tflops else known_peak(device)
+        memory = memory_gb or next((size for name, size in DEVICE_GB.items() if name in device.upper()), None)
+        if peak is None or memory is None:
+            missing = "--peak_tflops (dense bf16)" if peak is None else "--memory_gb"
+            raise ValueError(f"device {device!r} is not known; give its {missing}")
+        return Hardware(gpus, device, memory * 1e9, peak, mfu or GPU_MFU, hours)
+    peak = peak_tflops * 1e12 if peak_tflops else _cpu_peak()
+    memory = memory_gb * 1e9 if memory_gb else float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return Hardware(0, "CPU", memory, peak, mfu or CPU_MFU, hours)
+
+
+def sizes(folder: Path, sequence_length: int | None) -> Iterator[tuple[str, Model, int]]:
+    """Name, shape and sequence length of each run configuration in a folder that describes a model of its own."""
+    import yaml
+
+    paths = sorted(folder.glob("*.yaml"))
+    if not paths:
+        raise ValueError(f"{folder} holds no run configurations (*.yaml); name a folder of some with --configs")
+    known, seen = {entry.name for entry in fields(Model)}, set()
+    for path in paths:
+        record = yaml.safe_load(path.read_text()) or {}
+        settings = record.get("model")
+        if not isinstance(settings, dict) or "hidden_size" not in settings:
+            continue
+        model = Model(**{name: value for name, value in settings.items() if name in known})
+        length = sequence_length or int(record.get("batch", {}).get("sequence_length", 1024))
+        if (model, length) not in seen:
+            seen.add((model, length))
+            yield path.stem, model, length
+
+
+def choice(
+    name: str, model: Model, sequence_length: int, vocab_size: int, unique_tokens: int, hardware: Hardware
+) -> Choice:
+    """What one size is on the hardware."""
+    size = size_of(model, vocab_size=vocab_size, context_tokens=sequence_length)
+    layout, memory = best_layout(model, vocab_size, sequence_length, hardware)
+    speed = hardware.flops / size.flops_per_token(sequence_length)
+    tokens = speed * hardware.hours * 3600
+    optimal = scaling.TOKENS_PER_PARAMETER * size.parameters
+    return Choice(
+        name=name,
+        parameters=size.parameters,
+        sequence_length=sequence_length,
+        layout=layout,
+        memory_bytes=memory.peak,
+        tokens_per_second=speed,
+        tokens=tokens,
+        epochs=tokens / unique_tokens,
+        optimal_hours=optimal / speed / 3600,
+        expected_loss=scaling.expected_loss(size.parameters, tokens, unique_tokens),
+    )
+
+
+def best_layout(
+    model: Model, vocab_size: int, sequence_length: int, hardware: Hardware
+) -> tuple[Layout | None, Memory]:
+    """The lowest ZeRO stage at which a good micro-batch fits, else the stage with the largest; None if none does.
+
+    Offloading to the host comes last. With None comes the memory of the least demanding layout tried.
+    """
+    on_gpu = hardware.gpus > 0
+    first = Layout(1, hardware.devices, 1, "bf16" if on_gpu else "fp32", accumulates=True, on_gpu=on_gpu)
+    candidates = [replace(first, stage=stage) for stage in ((1, 2, 3) if hardware.devices > 1 else (1,))]
+    if on_gpu:
+        candidates.append(replace(first, stage=3, offload=True))
+    fitting: list[tuple[Layout, Memory]] = []
+    least: Memory | None = None
+    for candidate in candidates:
+        micro = 1
+        while micro <= MOST_MICRO_BATCH:
+            layout = replace(candidate, micro_batch=micro)
+            memory = estimate(model, vocab_size=vocab_size, sequence_length=sequence_length, layout=layout)
+            if least is None or memory.peak < least.peak:
+                least = memory
+            if memory.peak > hardware.usable_bytes:
+                break
+            if micro == 1:
+                fitting.append((layout, memory))
+            fitting[-1] = (layout, memory)
+            micro *= 2
+        if fitting and fitting[-1][0].micro_batch >= GOOD_MICRO_BATCH:
+            return fitting[-1]
+    assert least is not None
+    return max(fitting, key=lambda one: one[0].micro_batch) if fitting else (None, least)
+
+
+def verdict(found: list[Choice], unique_tokens: int, hardware: Hardware) -> str:
+    """One line: train from scratch, which size and on how much, or fine-tune, and why."""
+    fitting = [one for one in found if one.layout]
+    if not fitting:
+        return "Verdict: none of these sizes fits; take more or larger devices, or a smaller model."
+    best = min(fitting, key=lambda one: one.expected_loss)
+    reach, _ = scaling.optimal_size(hardware.flops * hardware.hours * 3600)
+    feeds = scaling.largest_for(unique_tokens)
+    scratch = f"{best.name} is the best of these, {best.epochs:.2g} epochs in {hardware.hours:g} hours"
+    if min(feeds, reach) < SMALLEST_USEFUL:
+        bound = (
+            f"{short(unique_tokens)} tokens, read {scaling.FREE_EPOCHS:g} times, feed"
+            if feeds <= reach
+            else f"{hardware.hours:g} hours on this hardware are enough for"
+        )
+        return (
+            f"Verdict: fine-tune an existing model: {bound} a model of {short(min(feeds, reach))} parameters, fewer "
+            f"than {short(SMALLEST_USEFUL)}. From scratch, {scratch}."
+        )
+    repeated = (
+        f"; beyond {scaling.FREE_EPOCHS:g} epochs repetition costs: more data, or a shorter run"
+        if best.epochs > scaling.FREE_EPOCHS
+        else ""
+    )
+    return f"Verdict: enough data to train from scratch: {scratch}{repeated}."
+
+
+def table(found: list[Choice], unique_tokens: int, hardware: Hardware) -> str:
+    """The sizes, a row each, under a line that says of what."""
+    reach, tokens = scaling.optimal_size(hardware.flops * hardware.hours * 3600)
+    name = f"{hardware.gpus} x {hardware.device}" if hardware.gpus else "the CPUs of this machine"
+    lines = [
+        f"{short(unique_tokens)} tokens of data; {name}, {hardware.memory_bytes / 1e9:.0f} GB, "
+        f"{hardware.peak_flops / 1e12:.3g} TFLOP/s each at {hardware.mfu:.0%}; {hardware.hours:g} hours: "
+        f"compute-optimal are {short(reach)} parameters on {short(tokens)} tokens",
+        "",
+    ]
+    heads = ("size", "parameters", "length", "ZeRO", "micro-batch", "memory", "tokens/s", "tokens", "epochs")
+    rows: list[tuple[str, ...]] = [(*heads, "hours to 20/param.", "loss (web text)")]
+    rows += [_row(one) for one in found]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(lines)
+
+
+def short(number: float) -> str:
+    """A count in three digits: 124 M."""
+    for bound, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= bound:
+            return f"{number / bound:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def _row(one: Choice) -> tuple[str, ...]:
+    name, layout = one.name, one.layout
+    stage = "-" if layout is None else f"{layout.stage}{' offload' if layout.offload else ''}"
+    return (
+        name,
+        short(one.parameters),
+        f"{one.sequence_length:,}",
+        stage,
+        "does not fit" if layout is None else f"{layout.micro_batch}",
+        f"{one.memory_bytes / 1e9:.2f} GB",
+        f"{one.tokens_per_second:,.0f}",
+        short(one.tokens),
+        f"{one.epochs:.2g}",
+        f"{one.optimal_hours:,.3g}",
+        f"{one.expected_loss:.2f}",
+    )
+
+
+def _cpu_peak() -> float:
+    import torch
+
+    from training.gauges import measured_peak
+
+    return measured_peak(torch.device("cpu"), "fp32")
+
+
+if __name__ == "__main__":
+    run(main)

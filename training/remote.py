@@ -1,0 +1,158 @@
+"""Shards that lie in remote storage (s3://, gs://, hdfs://, file://), read through a bounded folder of local copies.
+
+A shard is copied when it is first needed, or ahead of that, hashed as it comes, and put in its place whole; the oldest
+copies make room. All processes of a machine share the folder: one copies at a time, under a lock.
+"""
+
+import fcntl
+import os
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from tokenizer.encode import TOKENIZER_FILE
+from tokenizer.shards import INDEX_NAME, Shard
+from training.sources import CheckedStream
+
+BLOCK_BYTES, ATTEMPTS = 1 << 20, 8
+
+
+def is_remote(place: str) -> bool:
+    """Whether a place is named by its storage, as s3://bucket/folder."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", place) is not None
+
+
+class Cache:
+    """The local copies of one remote folder; making it fetches the index and the tokenizer.
+
+    Args:
+        place: URI of a folder that write_shards wrote.
+        folder: of all copies.
+        limit_bytes: of the copies of shards of this place. What a process has mapped stays on the disk until it maps
+            something else, so that it may for a moment be twice as many.
+    """
+
+    def __init__(self, place: str, folder: Path, limit_bytes: int) -> None:
+        from pyarrow import fs
+
+        self.place, self.limit_bytes = place, limit_bytes
+        self._remote, self._root = fs.FileSystem.from_uri(place)
+        self.folder = folder / xxhash.xxh3_64_hexdigest(place.rstrip("/").encode())
+        (self.folder / "tokenizer").mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            for name in (INDEX_NAME, f"tokenizer/{TOKENIZER_FILE}"):
+                found = self._remote.get_file_info(f"{self._root}/{name}")
+                if found.type == fs.FileType.File:
+                    self._copy(name)
+
+    def fetch(self, shard: Shard) -> None:
+        """Have a shard on the disk; ValueError names one that is missing or damaged where it comes from."""
+        path = self.folder / shard.name
+        with self._locked():
+            if path.exists():
+                return
+            self._make_room(shard.file_bytes)
+            digest = self._copy(shard.name)
+            if digest != shard.xxh3_128:
+                path.unlink()
+                raise ValueError(
+                    f"shard {self.place}/{shard.name} is damaged: its checksum differs from the index; write it again"
+                )
+
+    def _make_room(self, needed_bytes: int) -> None:
+        copies = sorted((file.stat().st_mtime_ns, file.stat().st_size, file) for file in self.folder.glob("*.arrow"))
+        total = sum(size for _, size, _ in copies) + needed_bytes
+        for _, size, file in copies:
+            if total <= self.limit_bytes:
+                return
+            file.unlink()
+            total -= size
+
+    def _copy(self, name: str) -> str:
+        """Copy a file whole or not at all; returns its xxh3-128."""
+        digest, partial = xxhash.xxh3_128(), self.folder / "copy.partial"
+        try:
+            with self._remote.open_input_stream(f"{self._root}/{name}") as source, partial.open("wb") as copy:
+                while block := source.read(BLOCK_BYTES):
+                    digest.update(block)
+                    copy.write(block)
+        except FileNotFoundError:
+            raise ValueError(f"{self.place}/{name} is missing; write the shards again, or copy it there") from None
+        partial.replace(self.folder / name)
+        return digest.hexdigest()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+class RemoteStream(CheckedStream):
+    """A split in remote storage: shards are there when a token of them is read, and ahead of it where expected."""
+
+    def __init__(self, cache: Cache, split: str) -> None:
+        super().__init__(cache.folder, split)
+        self._cache = cache
+        self._expected: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._seen: dict[int, None] = {}
+        self._fetcher: threading.Thread | None = None
+
+    def expect(self, starts: NDArray[Any]) -> None:
+        """Say where windows that will be read later begin: their shards are copied in the background."""
+        numbers = np.unique(np.searchsorted(self._ends, starts.astype(np.int64), side="right")).tolist()
+        for number in numbers:
+            if number not in self._seen:
+                self._seen[number] = None
+                self._expected.put(number)
+        while len(self._seen) > len(numbers):
+            del self._seen[next(iter(self._seen))]
+        if self._fetcher is None:
+            self._fetcher = threading.Thread(target=self._fetch_expected, name="fetch-shards", daemon=True)
+            self._fetcher.start()
+
+    def check(self, number: int) -> None:
+        """Copy a shard, hashing it, unless it is there."""
+        self._cache.fetch(self.shards[number])
+
+    def _run(self, number: int, place: int, count: int) -> Any:
+        if number in self._maps:
+            return super()._run(number, place, count)
+        return self._with_copy(number, lambda: super(RemoteStream, self)._run(number, place, count))
+
+    def _layout(self, number: int) -> NDArray[np.int64]:
+        if number in self._layouts:
+            return self._layouts[number]
+        return self._with_copy(number, lambda: super(RemoteStream, self)._layout(number))
+
+    def _with_copy(self, number: int, read: Callable[[], Any]) -> Any:
+        """What `read` makes of a shard's copy, which another process may remove just then, to make room."""
+        for _ in range(ATTEMPTS):
+            self.check(number)
+            try:
+                return read()
+            except ValueError:
+                if os.path.exists(self._paths[number]):
+                    raise
+        raise ValueError(f"the cache {self._cache.folder} has no room for what is read; give more --cache_bytes")
+
+    def _map(self, number: int, descriptor: int) -> Any:
+        for other in [other for other in self._maps if not os.path.exists(self._paths[other])]:
+            self._forget(other)
+        return super()._map(number, descriptor)
+
+    def _fetch_expected(self) -> None:
+        while True:
+            number = self._expected.get()
+            try:
+                self._cache.fetch(self.shards[number])
+            except (ValueError, OSError):
+                continue  # the step that reads it says what is wrong

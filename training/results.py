@@ -1,0 +1,90 @@
+"""What is said of a run at its beginning and its end, and the model and the page that it leaves."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+    from training.job import Job
+    from training.processes import Processes
+
+log = logging.getLogger("train")
+
+
+def announce(job: "Job", engine: "DeepSpeedEngine", everyone: "Processes", step: int) -> None:
+    """What is about to be trained, on what, for how long."""
+    if not everyone.is_first:
+        return
+    recipe = job.plan.recipe
+    log.info(
+        "%s of %s parameters; %s tokens of data; %d process%s on %s in %s, ZeRO stage %d",
+        job.plan.model_config().model_type,
+        f"{_parameters(job):,}",
+        f"{job.training.tokens:,}",
+        everyone.world_size,
+        "es" if everyone.world_size > 1 else "",
+        everyone.device.type,
+        everyone.precision + (" and bf16" if everyone.autocast else ""),
+        engine.zero_optimization_stage(),
+    )
+    log.info(
+        "%s steps of %s tokens, %.2f epochs%s",
+        f"{job.plan.max_steps:,}",
+        f"{recipe.batch.tokens:,}",
+        job.plan.max_steps * recipe.batch.sequences / job.training.windows,
+        f"; going on after step {step:,}" if step else "",
+    )
+
+
+def _parameters(job: "Job") -> int:
+    """Weights of the model, counted without allocating them."""
+    import torch
+
+    from training.model import build, count_parameters
+
+    with torch.device("meta"):
+        return count_parameters(build(job.plan.model_config(), seed=0))
+
+
+def finish(job: "Job") -> None:
+    """Export the model and record the results, from what the run left on the disk."""
+    from training.export import export
+    from training.meter import read_metrics
+    from training.run_page import write_page
+
+    export(job.folder, job.folder.export)
+    write_page(job.folder)
+    rows = read_metrics(job.folder.metrics)
+    seconds = sum(row["seconds"] for row in rows)
+    summary: dict[str, Any] = {
+        "steps": rows[-1]["step"],
+        "tokens": rows[-1]["tokens"],
+        "parameters": _parameters(job),
+        "loss": rows[-1]["loss"],
+        "tokens_per_second": round(rows[-1]["tokens"] / seconds, 1),
+        "training_seconds": round(seconds, 1),
+    }
+    names = ("validation_loss", "perplexity", "bits_per_byte")
+    job.folder.finish(summary | {name: rows[-1][name] for name in names if name in rows[-1]})
+
+
+def told(job: "Job") -> str:
+    """The summary of a finished run, for people."""
+    summary = job.folder.summary
+    assert summary is not None
+    lines = []
+    if "validation_loss" in summary:
+        lines += [
+            f"held-out loss   {summary['validation_loss']:.4f} nats a token",
+            f"perplexity      {summary['perplexity']:.2f}",
+            f"bits per byte   {summary['bits_per_byte']:.4f}",
+        ]
+    lines += [
+        f"training loss   {summary['loss']:.4f} at step {summary['steps']:,}, {summary['tokens']:,} tokens",
+        f"tokens/s        {summary['tokens_per_second']:,.0f}",
+        f"model           {job.folder.export}",
+        f"metrics         {job.folder.metrics}",
+        f"curves          {job.folder.page}",
+    ]
+    return "\n".join(lines)
