@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from training.meter import Row, validation_figures
 
@@ -91,7 +91,8 @@ def summed_losses(
 
     The model is one of `losses.computes_losses`, in an engine or not.
     """
-    inputs = {name: values.to(model.device, non_blocking=True) for name, values in batch.items()}
+    device: Any = model.device
+    inputs = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
     labels = inputs.pop("labels")
     loss, nats = model(**inputs, target_ids=labels)
     return loss, nats
