@@ -73,7 +73,7 @@ def test_keys_of_the_run_in_a_deepspeed_configuration_are_refused(shards, tmp_pa
     path.write_text(json.dumps({"zero_optimization": {"stage": 1}, "optimizer": {"type": "Lamb"}}))
     job = refused(shards, tmp_path / "run", SHORT | {"deepspeed": path})
     assert job.returncode == 1
-    assert "'optimizer' is decided by --optimizer.*; remove it" in job.stderr
+    assert "'optimizer' of type Lamb is decided by --optimizer.*; remove it" in job.stderr
 
 
 def test_folder_that_is_no_run_is_never_overwritten(shards, tmp_path):

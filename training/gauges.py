@@ -36,7 +36,8 @@ class Gauges:
         self._device = processes.device
         self._flops = size_of_module(engine.module).flops_per_token(sequence_length)
         self._forward, self._optimizer = Span(self._device), Span(self._device)
-        engine.register_forward_pre_hook(lambda module, _: self._forward.begin() if module.training else None)
+        # An engine of DeepSpeed hands `eval` on to its module, and is itself always in training.
+        engine.register_forward_pre_hook(lambda *_: self._forward.begin() if engine.module.training else None)
         engine.register_forward_hook(lambda *_: self._forward.end())
         inner = innermost_optimizer(engine)
         if inner is not None:
