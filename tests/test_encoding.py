@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_corpus import code
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -123,6 +123,7 @@ def test_long_documents_have_the_ids_of_the_whole(folder, text):
 
 @settings(deadline=None, max_examples=100)
 @given(text=long_texts)
+@example(text="\x1c" + " " * 350)
 def test_pieces_are_whole_pretokens(text):
     data = np.frombuffer(text.encode(), np.uint8)
     with pytest.MonkeyPatch.context() as patch:
@@ -242,7 +243,7 @@ def test_what_gigatoken_remembers_is_bounded(folders, monkeypatch):
         texts = pa.array([part.tobytes().decode() for part in np.split(letters, 64)], pa.large_string())
         ids, bounds = encoder.encode_batch(texts)
         sizes.append(fast_encoding._resident_bytes())
-    assert max(sizes) - sizes[1] < 150 << 20  # 380 MB if it remembered all
+    assert max(sizes) - sizes[1] < 300 << 20  # 380 MB if it remembered all
     assert len(loads) > 1
     assert lists(encode.Encoded(ids[: bounds[3]], bounds[:4])) == oracle(folders["qwen2"], texts[:3].to_pylist())
 

@@ -220,7 +220,9 @@ def test_tokenizers_that_lack_a_token_are_refused_by_its_name(tmp_path, encoder)
     assert prediction(Objective(), "document", old, 128) is not None
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("masked", "spans"))) for kind in KINDS]
+)
 def test_a_small_set_is_learnt_by_heart(kind, encoder, rows):
     """What is predicted is fixed by row and key, so a model that has seen it often knows it."""
     import torch

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import small_corpus
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +52,7 @@ def place(folder):
         file.write(json.dumps({"task_id": "T/1", "prompt": "def sum of all of the beginnings of a list of numbers"}))
 
 
+@pytest.mark.timeout(1800)  # for some thirty commands
 def test_every_command_runs(tmp_path):
     place(tmp_path)
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -35,6 +35,8 @@ CL100K = QWEN2.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?")
 PATTERNS = {GPT2: False, QWEN2: True, CL100K: True}
 _RUNS = r"\p{L}+|\p{N}+|\s+|[^\s\p{L}\p{N}]+"
 
+# What \s matches; Python's own idea of white space has U+001C to U+001F beside it.
+_BLANKS = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 _OTHER, _WORD, _BREAK = 0, 1, 2
 _CLASSES = np.zeros(256, np.uint8)
 _CLASSES[:128] = _BREAK
@@ -77,7 +79,7 @@ class Cutter:
         """
         end = _character_start(data, min(begin + WINDOW_BYTES, len(data)))
         found = [text for text, _ in self._split.pre_tokenize_str(_text(data, begin, end))]
-        solid = [number for number, text in enumerate(found) if text.strip()]
+        solid = [number for number, text in enumerate(found) if text.strip(_BLANKS)]
         if solid and solid[-1] > 0:
             return Piece(begin, begin + sum(len(text.encode()) for text in found[: solid[-1]]))
         if not solid:
@@ -89,7 +91,7 @@ class Cutter:
     def _run(self, data: Bytes, begin: int, end: int) -> Piece:
         """A pre-token that is not white space and may go on behind `end`."""
         last = self._runs.pre_tokenize_str(_text(data, begin, end))[-1][0]
-        if last.strip():
+        if last.strip(_BLANKS):
             end = self._run_end(data, end)
         if self._takes_line_ends and self._no_word.pre_tokenize_str(last[-1]):
             end = _line_ends_end(data, end)
