@@ -118,6 +118,7 @@ def test_texts_are_judged_as_their_exact_similarities_say():
     found = fingerprints(*text_buffers(pa.array(documents)), Fingerprint())
     sets = [shingles_of(document) for document in documents]
     similarities = np.array([jaccard_of(one, other) for one, other in zip(sets[::2], sets[1::2], strict=True)])
+    unions = np.array([len(one | other) for one, other in zip(sets[::2], sets[1::2], strict=True)])
     assert max(map(len, sets)) > 2000
     assert 0.2 < (similarities >= 0.7).mean() < 0.8
     rows = np.arange(0, len(documents), 2)
@@ -125,8 +126,10 @@ def test_texts_are_judged_as_their_exact_similarities_say():
         estimates, verdicts = judge(found, found, rows, rows + 1, threshold)
         assert not ((verdicts == SIMILAR) & (similarities < threshold)).any()
         assert not ((verdicts == DIFFERENT) & (similarities >= threshold)).any()
-        assert np.abs(estimates - similarities).max() < 0.15  # two of few shingles may share a bin
-        assert np.abs(estimates - similarities).mean() < 0.02
+        errors = np.abs(estimates - similarities)
+        assert errors[unions >= 20].max() < 0.1
+        assert (errors * unions)[unions < 20].max() <= 2  # two of few shingles share a bin: one is not seen
+        assert errors.mean() < 0.02
 
 
 @pytest.mark.parametrize("shingles", [1, 5, 40, 300, 1000, 3000])

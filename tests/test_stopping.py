@@ -84,7 +84,6 @@ def stopped(shards, run, place, number):
     return code
 
 
-@pytest.mark.slow
 def test_end_of_the_runner_makes_all_processes_save_and_go(shards, tmp_path):
     assert stopped(shards, tmp_path / "run", RUNNER, signal.SIGTERM) == -signal.SIGTERM
     reached, before = len(metrics(tmp_path / "run")), losses(tmp_path / "run")

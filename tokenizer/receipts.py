@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizer.file_ids import ID_BYTES
-from tokenizer.shard_index import sync_folder
+from tokenizer.shard_index import flush
 
 RECEIPTS = "receipts"
 _FILE = re.compile(r'\s*\{"file_id": "([0-9a-f]{32})"')
@@ -40,7 +40,7 @@ def write_receipt(folder: Path, revision: int, facts: dict[str, Any], files: Ite
         out.flush()
         os.fsync(out.fileno())
     partial.replace(path)
-    sync_folder(path.parent)
+    flush(path.parent)
     return path
 
 

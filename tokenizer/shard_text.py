@@ -17,15 +17,23 @@ def summary(index: ShardIndex) -> str:
         f"tokenizer {index.tokenizer_fingerprint}: {index.vocab_size:,} entries, {token_dtype(index.vocab_size)}, "
         f"a text ends with {index.end_of_text_id}",
     ]
+    splits = dict.fromkeys(shard.split for shard in index.shards)
+    lines += [f"{line}   {index.fingerprint(split)}" for split, line in zip(splits, split_lines(index), strict=True)]
+    return "\n".join(lines)
+
+
+def split_lines(index: ShardIndex) -> list[str]:
+    """Shards, documents, tokens and bytes a token of each split."""
+    lines = []
     for split in dict.fromkeys(shard.split for shard in index.shards):
         shards = index.of_split(split)
         rows, tokens = sum(shard.rows for shard in shards), sum(shard.tokens for shard in shards)
         text = sum(shard.text_bytes for shard in shards)
         lines.append(
             f"  {split:<12}{len(shards):>6,} shard(s) {rows:>13,} documents {tokens:>17,} tokens "
-            f"{text / max(tokens, 1):>6.2f} bytes a token   {index.fingerprint(split)}"
+            f"{text / max(tokens, 1):>6.2f} bytes a token"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def document_text(folder: Path, index: ShardIndex, name: str, row: int) -> str:

@@ -25,7 +25,7 @@ from tokenizer.places import Place, places
 from tokenizer.progress import told
 from tokenizer.receipts import write_receipt
 from tokenizer.shard_checks import strays
-from tokenizer.shard_index import INDEX_NAME, Shard, ShardIndex, sync_folder
+from tokenizer.shard_index import INDEX_NAME, Shard, ShardIndex, flush
 from tokenizer.shards import ShardWriter
 from tokenizer.token_stream import document_offsets, flat_tokens, open_shard, verify_shard
 
@@ -76,7 +76,7 @@ def withdraw(plan: Withdrawal, request: Mapping[str, Any]) -> Path | None:
         renewed = {}
         for shard in told(touched, "forget: shards", len(touched)):
             renewed[shard.name] = _rewritten(folder, shard, plan.places[shard.name], index, tokenizer)
-        sync_folder(folder)
+        flush(folder)
         shards = tuple(new for shard in index.shards if (new := renewed.get(shard.name, shard)))
         gone = index.withdrawn_files + len(plan.found)
         index = replace(index, shards=shards, revision=revision, withdrawn_files=gone)

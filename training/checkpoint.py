@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizer.shard_index import flush
 from training import universal
-from training.durable import PARTIAL, FileRecord, damage, flush, write_durably
+from training.durable import PARTIAL, FileRecord, damage, write_durably
 from training.guard import Record
 from training.processes import Processes
 from training.sample_chain import Chain

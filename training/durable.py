@@ -1,11 +1,12 @@
 """Files that are whole on the disk: flushed, renamed into place, and known by their checksum."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import xxhash
+
+from tokenizer.shard_index import write_whole
 
 PARTIAL = ".partial"
 CHUNK_BYTES = 1 << 22
@@ -15,22 +16,7 @@ FileRecord = dict[str, int | str]
 
 def write_durably(path: Path, record: dict[str, Any]) -> None:
     """Write JSON whole or not at all, and have it on the disk on return."""
-    partial = path.with_name(path.name + PARTIAL)
-    with partial.open("w") as file:
-        file.write(json.dumps(record, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def describe(path: Path) -> FileRecord:

@@ -11,7 +11,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.durable import FileRecord, describe, flush
+from tokenizer.shard_index import flush
+from training.durable import FileRecord, describe
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

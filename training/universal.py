@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.durable import PARTIAL, flush
+from tokenizer.shard_index import flush
+from training.durable import PARTIAL
 from training.processes import Processes
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from spark_jobs.sharding.work import Kept, Selection
 from tokenizer import encode
 from tokenizer.encode import Encoder
 from tokenizer.receipts import withdrawn_ids
+from tokenizer.shard_text import split_lines
 from tokenizer.shards import INDEX_NAME, Shard, ShardIndex
 
 log = logging.getLogger("corella")
@@ -184,15 +185,7 @@ def _require_all(shards: tuple[Shard, ...], wanted: int) -> None:
 
 def summary(index: ShardIndex, output: str) -> str:
     """Documents, tokens and bytes a token of each split, and what was counted on the way, in lines."""
-    lines = []
-    for split in dict.fromkeys(shard.split for shard in index.shards):
-        shards = index.of_split(split)
-        rows, tokens = sum(shard.rows for shard in shards), sum(shard.tokens for shard in shards)
-        text = sum(shard.text_bytes for shard in shards)
-        lines.append(
-            f"  {split:<12}{len(shards):>6} shard(s) {rows:>12,} documents {tokens:>16,} tokens"
-            f" {text / max(tokens, 1):>6.2f} bytes a token"
-        )
+    lines = split_lines(index)
     facts = index.configuration[folder.FACTS]
     replaced = ", ".join(f"{count:,} {kind}" for kind, count in sorted(facts["redacted"].items()) if count)
     lines.append(f"  redacted    {replaced or 'nothing'}")

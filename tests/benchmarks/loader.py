@@ -4,11 +4,11 @@ Run as a program this measures one thing in a process of its own and prints a nu
 """
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from processes import printed_figure
 from reading import data_set
 
 SEQUENCES, SEQUENCES_AT_ONCE, STEPS, ROUNDS = 192, 12, 5, 60
@@ -20,13 +20,7 @@ def figures() -> dict[str, float]:
     """Every figure by the name of its function, each measured by a process of its own."""
     found, folder = {}, data_set()
     for name in NAMES:
-        print(f"loader: {name} ...", file=sys.stderr, flush=True)
-        done = subprocess.run(
-            [sys.executable, __file__, name, str(folder)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"loader: {name} failed:\n{done.stderr[-2000:]}")
-        found[name] = float(done.stdout)
+        found[name] = printed_figure(__file__, name, folder)
     return found
 
 

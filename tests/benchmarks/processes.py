@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,16 @@ def measure(command: list[str], log: Path, **options: object) -> Measured:
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
     return Measured(time.monotonic() - begin, *peak)
+
+
+def printed_figure(script: str, name: str, folder: Path) -> float:
+    """The number that a script prints when it measures `name` on a folder, in a process of its own."""
+    what = f"{Path(script).stem}: {name}"
+    print(f"{what} ...", file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, script, name, str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{what} failed:\n{done.stderr[-2000:]}")
+    return float(done.stdout)
 
 
 def _resident_bytes(root: int) -> tuple[int, int, int]:

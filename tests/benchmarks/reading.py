@@ -7,13 +7,13 @@ import dataclasses
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 from corpus import BENCH
+from processes import printed_figure
 
 from tokenizer.shards import ShardIndex, ShardWriter, TokenStream
 
@@ -29,13 +29,7 @@ def figures() -> dict[str, float]:
     asked |= {"open_seconds": many, "first_touch_microseconds": many, "touched_bytes": many}
     found = {}
     for name, folder in asked.items():
-        print(f"reading: {name} ...", file=sys.stderr, flush=True)
-        done = subprocess.run(
-            [sys.executable, __file__, name, str(folder)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"reading: {name} failed:\n{done.stderr[-2000:]}")
-        found[name] = float(done.stdout)
+        found[name] = printed_figure(__file__, name, folder)
     return found
 
 
