@@ -135,7 +135,7 @@ def test_the_quick_scan_hides_nothing(texts):
     exact = dict.fromkeys(KINDS, 0)
     for text, result in zip(texts, found.to_pylist(), strict=True):
         content = text.encode()
-        spans = redaction._spans(content, list(KINDS))
+        spans = redaction._spans(content, list(redaction._MAY_HOLD))
         assert result == redaction._replaced(content, spans, exact).decode()
     assert counts == exact
 
@@ -149,6 +149,23 @@ def test_equal_values_get_equal_replacements_and_no_second_ones(values):
     assert len(replaced) == len(values) == sum(counts.values())
     assert len(set(zip(values, replaced, strict=True))) == len(set(values)) == len(set(replaced))
     assert one(found) == (found, dict.fromkeys(KINDS, 0))
+
+
+# What the patterns of addresses say without looking back from their middle.
+PLAIN = {
+    "_IPV4": re.compile(rb"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\.?\w|-[A-Za-z])"),
+    "_IPV6": re.compile(rb"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:])"),
+}
+numbers = st.sampled_from(["1", "22", "255", "1234", ".", "..", ":", "::", "2001:", "3fff:", "ab", "-", " ", "_", "é"])
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.lists(numbers, max_size=24).map("".join))
+def test_addresses_are_those_of_the_plain_patterns(text):
+    content = text.encode()
+    for name, plain in PLAIN.items():
+        found = getattr(redaction, name).finditer(content)
+        assert [(m.start(m.lastindex), m.end()) for m in found] == [m.span() for m in plain.finditer(content)]
 
 
 LONG = ["a", "a@", "a@a.", "1.", "0", "a.", "2001:", "-N", "eyJ", "ghp_", "sk-ant-", "12345678:AA", "N" * 25 + "."]

@@ -36,8 +36,14 @@ _AT = re.compile(rf"@(?=({_DOMAIN}))".encode(), re.IGNORECASE)
 # Nobody's addresses: reserved names (RFC 2606) and the user of every repository.
 _NOBODY = re.compile(rb"(?:^git@)|@(?:[\w-]+\.){0,6}example\.(?:com|org|net)$", re.IGNORECASE)
 
-_IPV4 = re.compile(rb"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\.?\w|-[A-Za-z])")
-_IPV6 = re.compile(rb"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:])")
+# Both begin with what parts their first two numbers, which Python's `re` looks for at the speed of memory, and look
+# back from there: in files full of numbers that is twenty times as fast as to try each digit.
+_IPV4 = re.compile(
+    rb"\.(?=\d{1,3}\.\d{1,3}\.\d)"
+    rb"(?:(?<=(?<![\w.])(\d)\.)|(?<=(?<![\w.])(\d\d)\.)|(?<=(?<![\w.])(\d\d\d)\.))"
+    rb"(?:\d{1,3}\.){2}\d{1,3}(?!\.?\w|-[A-Za-z])"
+)
+_IPV6 = re.compile(rb":(?<=(?<![\w:.])([23][0-9A-Fa-f]{3}):)[0-9A-Fa-f:]{2,34}(?![\w:])")
 # Numbers of four parts near which such a word stands are versions, or names of objects (ASN.1).
 _VERSION_BEFORE = re.compile(
     rb"version|assembly|release|\bver\b|\bv\.?\s*$|==\s*$|\boid\b|section|chapter", re.IGNORECASE
@@ -93,7 +99,7 @@ _NAMED_KEY = re.compile(rf"(?:{'|'.join(_NAMED_KEYS)})(?![A-Za-z0-9/+])".encode(
 _KEY_BLOCK = re.compile(rf"{_BLOCK_HEAD}((?:[^-]|-(?!----)){{24,16384}})-----END [A-Z0-9 ]{{1,60}}-----".encode())
 _ENCODED = re.compile(rb"[A-Za-z0-9+/]{20}")
 
-# What RE2 looks for in every document, by kind: all that the patterns above can find, and a little more.
+# What RE2 looks for in every document, by what finds it then: all that the patterns above can find, and a little more.
 _MAY_HOLD = {
     "email": r"[A-Za-z0-9._%+-]@[A-Za-z0-9][A-Za-z0-9-]*\.[A-Za-z0-9]",
     "ip": r"\b[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]|\b[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2}",
@@ -103,10 +109,11 @@ _MAY_HOLD = {
             r"\bxapp-[0-9]|\b[sr]k_(?:live|test)_|\bnpm_[A-Za-z0-9]{30}|\bpypi-AgE|\bAIza|\bGOCSPX-|\bya29\.|\bSG\.",
             r"\bkey-[0-9a-f]{32}|[0-9a-f]{32}-us[0-9]|\bSK[0-9a-f]{32}|\bsk-(?:ant|proj|svcacct|or)-|T3BlbkFJ",
             r"\bhf_[A-Za-z]{30}|\bdo[opr]_v1_|\bdapi[0-9a-f]{32}|\bshp(?:at|ca|pa|ss)_|\b[0-9]{8,10}:AA[A-Za-z0-9_-]{30}",
-            r"\b[MNO][A-Za-z0-9_-]{23,25}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27}|eyJ[A-Za-z0-9_-]{10}|PRIVATE KEY",
-            r"(?i:secret_?access_?key)|(?i:accountkey)=|hooks\.slack\.com/services/T",
+            r"\b[MNO][A-Za-z0-9_-]{23,25}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27}|eyJ[A-Za-z0-9_-]{10}",
         )
     ),
+    "named key": r"(?i:secret_?access_?key)|(?i:accountkey)=|hooks\.slack\.com/services/T",
+    "key block": "PRIVATE KEY",
 }
 
 
@@ -125,11 +132,11 @@ def redacted(texts: pa.Array) -> tuple[pa.LargeStringArray, dict[str, int]]:
     if not len(suspects):
         return large, counts
     some = large.take(suspects)
-    kinds = {kind: set(_holding(some, pattern).to_pylist()) for kind, pattern in _MAY_HOLD.items()}
+    held = {name: set(_holding(some, pattern).to_pylist()) for name, pattern in _MAY_HOLD.items()}
     rows, contents = [], []
     for number, row in enumerate(suspects.to_pylist()):
         content = some[number].as_buffer().to_pybytes()
-        spans = _spans(content, [kind for kind in KINDS if number in kinds[kind]])
+        spans = _spans(content, [name for name, numbers in held.items() if number in numbers])
         if spans:
             rows.append(row)
             contents.append(_replaced(content, spans, counts))
@@ -147,10 +154,11 @@ def _holding(texts: pa.LargeStringArray, pattern: str) -> pa.Array:
     return pc.indices_nonzero(pc.fill_null(pc.match_substring_regex(texts, pattern), False))
 
 
-def _spans(content: bytes, kinds: list[str]) -> list[tuple[Span, str]]:
-    """What to replace, from left to right, with its kind; of what overlaps, what begins first and is longer."""
+def _spans(content: bytes, names: list[str]) -> list[tuple[Span, str]]:
+    """What these _FINDERS find, from left to right, with its kind; of what overlaps, the first and longest."""
+    finders = (_FINDERS[name] for name in names)
     found = sorted(
-        chain.from_iterable(((span, kind) for span in _FINDERS[kind](content)) for kind in kinds),
+        chain.from_iterable(((span, kind) for span in find(content)) for kind, find in finders),
         key=lambda one: (one[0][0], -one[0][1]),
     )
     spans, free_from = [], 0
@@ -203,11 +211,13 @@ def _emails(content: bytes) -> Iterator[Span]:
 
 def _addresses(content: bytes) -> Iterator[Span]:
     for match in _IPV4.finditer(content):
-        if _is_public(match[0]) and not _is_version(content, match):
-            yield match.span()
+        span = (match.start(match.lastindex or 0), match.end())
+        if _is_public(content[slice(*span)]) and not _is_version(content, span):
+            yield span
     for match in _IPV6.finditer(content):
-        if _is_public(match[0]):
-            yield match.span()
+        span = (match.start(1), match.end())
+        if _is_public(content[slice(*span)]):
+            yield span
 
 
 def _is_public(value: bytes) -> bool:
@@ -218,29 +228,42 @@ def _is_public(value: bytes) -> bool:
     return address.is_global and not address.is_multicast and value not in _KNOWN_SERVERS
 
 
-def _is_version(content: bytes, match: re.Match[bytes]) -> bool:
+def _is_version(content: bytes, span: Span) -> bool:
     """Whether four numbers with dots are more likely a version or an object's name than an address."""
-    begin, end = match.span()
+    begin, end = span
+    value = content[begin:end]
     line = max(content.rfind(b"\n", max(0, begin - _NEAR_BYTES), begin) + 1, begin - _NEAR_BYTES, 0)
-    if match[0].startswith(_OBJECT_NAMES) or _VERSION_BEFORE.search(content[line:begin]):
+    if value.startswith(_OBJECT_NAMES) or _VERSION_BEFORE.search(content[line:begin]):
         return True
     beside = ((max(0, begin - _BESIDE_BYTES), begin), (end, end + _BESIDE_BYTES))
     if any(_DRAWING.search(content, first, last) for first, last in beside):
         return True
-    parts = match[0].split(b".")
+    parts = value.split(b".")
     if all(len(part) == 1 for part in parts) or parts[1] == parts[2] == b"0":
         return not _SERVER_NEAR.search(content[max(0, begin - _NEAR_BYTES) : end + _NEAR_BYTES])
     return False
 
 
 def _keys(content: bytes) -> Iterator[Span]:
-    for match in _KEY_BLOCK.finditer(content):
-        if _ENCODED.search(match[1]):
-            yield match.span(1)
     for match in _KEY.finditer(content):
         yield match.span()
+
+
+def _named_keys(content: bytes) -> Iterator[Span]:
     for match in _NAMED_KEY.finditer(content):
         yield match.span(match.lastgroup or 0)
 
 
-_FINDERS: dict[str, Callable[[bytes], Iterator[Span]]] = {"email": _emails, "ip": _addresses, "key": _keys}
+def _key_blocks(content: bytes) -> Iterator[Span]:
+    for match in _KEY_BLOCK.finditer(content):
+        if _ENCODED.search(match[1]):
+            yield match.span(1)
+
+
+_FINDERS: dict[str, tuple[str, Callable[[bytes], Iterator[Span]]]] = {
+    "email": ("email", _emails),
+    "ip": ("ip", _addresses),
+    "key": ("key", _keys),
+    "named key": ("key", _named_keys),
+    "key block": ("key", _key_blocks),
+}
