@@ -25,12 +25,14 @@ EDGE_ROWS = "better binary, worse binary, similarity double, band int, proof int
 UNITS = 1 << 10
 
 
-def edge_blobs(edges: Records, units: NDArray[np.integer] | None = None) -> Iterator[pa.RecordBatch]:
+def edge_blobs(
+    edges: Records, units: NDArray[np.integer] | None = None, kind: int = KIND_EDGE
+) -> Iterator[pa.RecordBatch]:
     """Edges (n) as blobs, in the buckets `units` (n) or in bucket 0."""
     buckets = np.zeros(len(edges), np.int64) if units is None else units
     most = max(1, FLUSH_BYTES // EDGE.itemsize)
     for first in range(0, len(edges), most):
-        yield scattered(edges[first : first + most], KIND_EDGE, buckets[first : first + most])
+        yield scattered(edges[first : first + most], kind, buckets[first : first + most])
 
 
 def by_place(edges: DataFrame) -> DataFrame:

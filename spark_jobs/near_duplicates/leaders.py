@@ -32,7 +32,7 @@ from spark_jobs.near_duplicates.edges import (
     rows_of,
 )
 from spark_jobs.near_duplicates.exchange import BLOBS, Records
-from spark_jobs.near_duplicates.records import numbered, numbers, spots_of
+from spark_jobs.near_duplicates.records import KIND_EDGE, KIND_KNOWN, numbered, numbers, spots_of
 
 # Edges that one worker walks, with some 300 bytes for each.
 WALKED_EDGES = 2_000_000
@@ -57,16 +57,17 @@ def removals_of(edges: DataFrame, verify: Verify, staged: Staged, walked: int = 
     Of several kept neighbours the most similar is named, then the best.
     """
     if count_of(edges) <= walked:
-        proven = verify(staged(in_one_task(edges, _blocking, BLOBS), "blocking"))
-        return in_one_task(edges.unionAll(proven), _walked, EDGE_ROWS)
+        walk = staged(in_one_task(edges, _first_walk, BLOBS), "walked")
+        proven = verify(walk.where(F.col("kind") == KIND_EDGE))
+        return in_one_task(walk.where(F.col("kind") == KIND_KNOWN).unionAll(proven), _last_walk, EDGE_ROWS)
     rest, _ = _in_rounds(rows_of(edges), staged, "round", walked)
     if rest.count() <= walked:
-        blocking = in_one_task(blobs_of(rest), _blocking, BLOBS)
+        blocking = in_one_task(blobs_of(rest), _first_walk, BLOBS).where(F.col("kind") == KIND_EDGE)
     else:
         blocking = by_place(blobs_of(rest.where(F.col("proof") == OPEN)))
     known = rows_of(edges).where(F.col("proof") != OPEN).unionAll(rows_of(verify(staged(blocking, "blocking"))))
     rest, removed = _in_rounds(known, staged, "last", walked)
-    removed.append(in_one_task(blobs_of(rest), _walked, EDGE_ROWS).select("worse"))
+    removed.append(in_one_task(blobs_of(rest), _last_walk, EDGE_ROWS).select("worse"))
     return _named(known, staged(reduce(DataFrame.unionAll, removed), "removed"))
 
 
@@ -181,19 +182,24 @@ def _walk(
         states[file] = _REMOVED if closest >= 0 else _UNDECIDED if blocked else _KEPT
 
 
-def _walked(edges: Records) -> Iterator[pa.RecordBatch]:
+def _first_walk(edges: Records) -> Iterator[pa.RecordBatch]:
+    """Blobs of the open edges that decide something, since neither of their files is removed without them
+    (KIND_EDGE), and of the known ones that may still remove a file, or more closely (KIND_KNOWN)."""
+    graph = Graph(edges)
+    states, proofs = graph.walk()
+    better, worse, is_open = states[graph.better], states[graph.worse], graph.edges["proof"] == OPEN
+    waiting = (better != _REMOVED) & ((better == _UNDECIDED) | (worse == _UNDECIDED))
+    blocking = Graph(graph.edges[waiting & (worse == _UNDECIDED) & is_open])
+    # Side by side what shares files, so that these are read by one task.
+    found = blocking.edges[np.argsort(blocking.components()[blocking.worse], kind="stable")]
+    yield from edge_blobs(found, np.arange(len(found)) * UNITS // max(len(found), 1))
+    known = waiting & ~is_open
+    known[proofs[proofs >= 0]] = True
+    yield from edge_blobs(graph.edges[known], kind=KIND_KNOWN)
+
+
+def _last_walk(edges: Records) -> Iterator[pa.RecordBatch]:
     """The edge that removes it, for each file that is removed; what is still open was refuted."""
     graph = Graph(edges[edges["proof"] != OPEN])
     _, proofs = graph.walk()
     yield edge_rows(graph.edges[proofs[proofs >= 0]])
-
-
-def _blocking(edges: Records) -> Iterator[pa.RecordBatch]:
-    """The open edges that decide something: neither of their files is removed without them."""
-    graph = Graph(edges)
-    states, _ = graph.walk()
-    undecided = (states[graph.worse] == _UNDECIDED) & (states[graph.better] != _REMOVED)
-    blocking = Graph(graph.edges[undecided & (graph.edges["proof"] == OPEN)])
-    # Side by side what shares files, so that these are read by one task.
-    found = blocking.edges[np.argsort(blocking.components()[blocking.worse], kind="stable")]
-    yield from edge_blobs(found, np.arange(len(found)) * UNITS // max(len(found), 1))

@@ -65,10 +65,11 @@ HOT_BAND = np.dtype([("members", "<i8"), ("band", "u1"), ("key", "u1", KEY_BYTES
     KIND_BAND,
     KIND_HOT,
     KIND_EDGE,
+    KIND_KNOWN,
     KIND_NAMES,
     KIND_REMOVAL,
     KIND_PLACE,
-) = range(14)
+) = range(15)
 DTYPES = {
     KIND_LOSS: LOSS,
     KIND_FILE: FILE,
@@ -84,6 +85,7 @@ DTYPES = {
     KIND_BAND: BAND_MEMBER,
     KIND_HOT: HOT_BAND,
     KIND_EDGE: EDGE,
+    KIND_KNOWN: EDGE,
 }
 
 
