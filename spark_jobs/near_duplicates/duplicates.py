@@ -19,7 +19,7 @@ from spark_jobs.session import shuffle_tasks, step
 
 # Files that are worth a task of their own, and files whose sketches a worker may hold at once.
 _TASK_FILES = 2048
-_BUCKET_FILES = 65_536
+_BUCKET_FILES = 32_768
 
 
 def parts_of(paths: Sequence[str]) -> list[list[str]]:
