@@ -48,7 +48,7 @@ def layouts():
             yield pytest.param(stage, world_size, marks=marks, id=f"stage{stage}-{world_size}")
 
 
-@pytest.mark.parametrize(("stage", "world_size"), layouts())
+@pytest.mark.parametrize(("stage", "world_size"), list(layouts()))
 def test_logits_are_those_of_the_training_model(shards, tmp_path, stage, world_size):
     import torch
     from transformers import AutoModelForCausalLM
