@@ -15,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from spark_jobs.near_duplicates.settings import BINS
+from spark_jobs.near_duplicates.words import unaligned
 
 # Chance that a pair below the threshold is called similar, and that one at the threshold is called different. The
 # first would remove a file without a twin; the second adds to what banding misses (5 in 1,000 at the threshold).
@@ -25,22 +26,32 @@ DIFFERENT, UNDECIDED, SIMILAR = np.uint8(0), np.uint8(1), np.uint8(2)
 _CHANCE_AGREEMENT = 1 / 255
 _ROUNDING = 1e-9  # 0.7 * 17 / 1.7 is 7.000000000000001
 _FEW_BINS = 4.0  # may differ at any threshold, so that agreement is never taken for proof of equality
-_BLOCK = 128  # counts of a block fit a byte, so that the comparison runs on as many lanes as a register has bytes
+_LOW_BITS, _EVEN_BYTES = np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(0x00FF00FF00FF00FF)
+
+
+@njit(inline="always")
+def _zero_bytes(word: np.uint64) -> np.uint64:
+    """1 in each byte of the word that is 0, and 0 in the others (Warren, Hacker's Delight)."""
+    return ~(((word & _LOW_BITS) + _LOW_BITS) | word | _LOW_BITS) >> np.uint64(7)
+
+
+@njit(inline="always")
+def _sum_of_bytes(word: np.uint64) -> int:
+    pairs = (word & _EVEN_BYTES) + ((word >> np.uint64(8)) & _EVEN_BYTES)
+    return int((pairs * np.uint64(0x0001000100010001)) >> np.uint64(48))
 
 
 @njit(inline="always")
 def _compare(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> tuple[int, int]:
-    """How many bins agree, and how many are filled in either."""
-    agreeing = empty = 0
-    for block in range(0, BINS, _BLOCK):
-        agree, void = np.uint8(0), np.uint8(0)
-        for place in range(block, block + _BLOCK):
-            one, other = left[place], right[place]
-            agree += np.uint8((one == other) & (one != 0))
-            void += np.uint8((one | other) == 0)
-        agreeing += int(agree)
-        empty += int(void)
-    return agreeing, BINS - empty
+    """How many bins agree, and how many are filled in either: eight at a time, in lanes of 64 bits, since numba makes
+    64 bits of every byte that it adds. A byte holds the counts of BINS / 8 bins, which are 128."""
+    agreeing = empty = np.uint64(0)
+    for place in range(0, BINS, 8):
+        one, other = np.uint64(unaligned(left, place)), np.uint64(unaligned(right, place))
+        void = _zero_bytes(one | other)
+        agreeing += _zero_bytes(one ^ other) ^ void
+        empty += void
+    return _sum_of_bytes(agreeing), BINS - _sum_of_bytes(empty)
 
 
 @njit(nogil=True, cache=True)

@@ -33,7 +33,7 @@ _TABLE_SHINGLES = 1 << 20
 
 
 def _load_eight(_context: Any, data: Any, at: Any) -> Any:
-    """Typing and code of `_unaligned`."""
+    """Typing and code of `unaligned`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
@@ -46,14 +46,14 @@ def _load_eight(_context: Any, data: Any, at: Any) -> Any:
 
 
 # The eight bytes from `data[at]` on as a little-endian number, in one load: (data, at) -> uint64.
-_unaligned: Any = intrinsic(_load_eight)
+unaligned: Any = intrinsic(_load_eight)
 
 
 @njit(inline="always")
 def load(data: Bytes, at: int, end: int) -> np.uint64:
     """Up to eight bytes of `data[at:end]` as a little-endian number, without reading past the array."""
     if at + 8 <= len(data):
-        value = np.uint64(_unaligned(data, at))
+        value = np.uint64(unaligned(data, at))
         return value if end - at >= 8 else value & ((_ONE << (_EIGHT * np.uint64(end - at))) - _ONE)
     value = np.uint64(0)
     for number in range(min(end - at, 8)):
@@ -97,8 +97,8 @@ def _word_hash(data: Bytes, at: int, end: int) -> np.uint64:
     """A word's hash. Its first 16 bytes, beyond which few words go, take no branch that depends on its length."""
     size = end - at
     if at + 16 <= len(data):
-        first = np.uint64(_unaligned(data, at)) & _LOW_BYTES[min(size, 8)]
-        second = np.uint64(_unaligned(data, at + 8)) & _LOW_BYTES[min(max(size - 8, 0), 8)]
+        first = np.uint64(unaligned(data, at)) & _LOW_BYTES[min(size, 8)]
+        second = np.uint64(unaligned(data, at + 8)) & _LOW_BYTES[min(max(size - 8, 0), 8)]
     else:
         first, second = load(data, at, end), load(data, at + 8, end) if size > 8 else np.uint64(0)
     value: np.uint64 = (np.uint64(size) ^ first) * MULTIPLIER
@@ -124,7 +124,7 @@ def _word_hashes(data: Bytes, first: int, end: int, classes: Bytes, marks: Bytes
     for block in range(0, size + 1, 64):
         mask = np.uint64(0)
         for number in range(8):
-            flags = _unaligned(marks, block + 8 * number)
+            flags = unaligned(marks, block + 8 * number)
             mask |= ((flags * _MASK_OF_FLAGS) >> np.uint64(56)) << (_EIGHT * np.uint64(number))
         edges = mask ^ ((mask << _ONE) | carry)
         carry = mask >> _TOP
