@@ -102,17 +102,18 @@ def _named(edges: DataFrame, removed: DataFrame) -> DataFrame:
 
 
 class Graph:
-    """Edges between files that are numbered from best to worst.
+    """Edges by worse file and then by better, between files that are numbered from best to worst.
 
     Attributes:
-        edges: EDGEs, by worse file and then by better.
         better, worse: the numbers of their files.
+        proof, similarity: of the edges.
         files: how many files have an edge.
     """
 
-    edges: Records
     better: NDArray[np.int64]
     worse: NDArray[np.int64]
+    proof: NDArray[np.uint8]
+    similarity: NDArray[np.float64]
     files: int
 
     def __init__(self, edges: Records) -> None:
@@ -122,8 +123,15 @@ class Graph:
         better, worse = np.split(np.argsort(best_first)[of], 2)
         self.files = len(distinct)
         order = np.argsort(worse * max(self.files, 1) + better)
-        self.edges, self.better, self.worse = edges[order], better[order], worse[order]
+        self.better, self.worse = better[order], worse[order]
+        self.proof, self.similarity = edges["proof"][order], edges["similarity"][order]
+        # To sort whole records would take longer than all else: most of them are never asked for.
+        self._edges, self._order = edges, order
         self._keys = keys[distinct[best_first]]
+
+    def edges(self, places: NDArray[np.int64] | NDArray[np.bool_]) -> Records:
+        """The EDGEs at these places, or for which a mask is true."""
+        return self._edges[self._order[places]]
 
     def keys(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The keys (n, KEY_BYTES) of files by their numbers."""
@@ -133,8 +141,7 @@ class Graph:
         """The state of each file, and for each the edge that removes it, or -1."""
         states, proofs = np.zeros(self.files, np.uint8), np.full(self.files, -1, np.int64)
         bounds = np.searchsorted(self.worse, np.arange(self.files + 1))
-        proven = self.edges["proof"] != OPEN
-        _walk(bounds, self.better, self.edges["similarity"].copy(), proven, states, proofs)
+        _walk(bounds, self.better, self.similarity, self.proof != OPEN, states, proofs)
         return states, proofs
 
     def components(self) -> NDArray[np.int64]:
@@ -187,19 +194,19 @@ def _first_walk(edges: Records) -> Iterator[pa.RecordBatch]:
     (KIND_EDGE), and of the known ones that may still remove a file, or more closely (KIND_KNOWN)."""
     graph = Graph(edges)
     states, proofs = graph.walk()
-    better, worse, is_open = states[graph.better], states[graph.worse], graph.edges["proof"] == OPEN
+    better, worse, is_open = states[graph.better], states[graph.worse], graph.proof == OPEN
     waiting = (better != _REMOVED) & ((better == _UNDECIDED) | (worse == _UNDECIDED))
-    blocking = Graph(graph.edges[waiting & (worse == _UNDECIDED) & is_open])
+    blocking = Graph(graph.edges(waiting & (worse == _UNDECIDED) & is_open))
     # Side by side what shares files, so that these are read by one task.
-    found = blocking.edges[np.argsort(blocking.components()[blocking.worse], kind="stable")]
+    found = blocking.edges(np.argsort(blocking.components()[blocking.worse], kind="stable"))
     yield from edge_blobs(found, np.arange(len(found)) * UNITS // max(len(found), 1))
     known = waiting & ~is_open
     known[proofs[proofs >= 0]] = True
-    yield from edge_blobs(graph.edges[known], kind=KIND_KNOWN)
+    yield from edge_blobs(graph.edges(known), kind=KIND_KNOWN)
 
 
 def _last_walk(edges: Records) -> Iterator[pa.RecordBatch]:
     """The edge that removes it, for each file that is removed; what is still open was refuted."""
     graph = Graph(edges[edges["proof"] != OPEN])
     _, proofs = graph.walk()
-    yield edge_rows(graph.edges[proofs[proofs >= 0]])
+    yield edge_rows(graph.edges(proofs[proofs >= 0]))

@@ -17,12 +17,9 @@ def streamed_file_id(
     repo: str, revision: str, path: str, size_bytes: int, blocks: Iterable[bytes | memoryview]
 ) -> bytes:
     """`file_id` of content that arrives in blocks of `size_bytes` altogether, for files too large to hold."""
-    digest = xxhash.xxh3_128()
-    for field in (repo, revision, path):
-        encoded = field.encode("utf-8", "surrogateescape")
-        digest.update(len(encoded).to_bytes(8, "little"))
-        digest.update(encoded)
-    digest.update(size_bytes.to_bytes(8, "little"))
+    fields = [field.encode("utf-8", "surrogateescape") for field in (repo, revision, path)]
+    head = b"".join(part for field in fields for part in (len(field).to_bytes(8, "little"), field))
+    digest = xxhash.xxh3_128(head + size_bytes.to_bytes(8, "little"))
     for block in blocks:
         digest.update(block)
     return digest.digest()
