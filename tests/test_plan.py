@@ -230,8 +230,8 @@ def test_what_is_not_known_is_asked_for_in_one_line(shards, options, line):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_memory_is_what_a_run_takes(shards, tmp_path, stage):
+@pytest.mark.parametrize(("stage", "micro_batch"), [(0, 2), (1, 2), (2, 2), (2, 8), (3, 2), (3, 8)])
+def test_memory_is_what_a_run_takes(shards, tmp_path, stage, micro_batch):
     """The peak of a real run, above that of the smallest one, which is the libraries'."""
 
     def peak(name, shape, micro_batch, length):
@@ -243,8 +243,8 @@ def test_memory_is_what_a_run_takes(shards, tmp_path, stage):
         return metrics(tmp_path / name)[-1]["memory_bytes"]
 
     shape = Model(hidden_size=384, layers=4, heads=6)
-    measured = peak("run", shape, 2, 256) - peak("base", Model(hidden_size=32, layers=1, heads=2), 1, 32)
-    layout = Layout(stage, 1, 2, "fp32", on_gpu=False)
+    measured = peak("run", shape, micro_batch, 256) - peak("base", Model(hidden_size=32, layers=1, heads=2), 1, 32)
+    layout = Layout(stage, 1, micro_batch, "fp32", on_gpu=False)
     vocab_size = ShardIndex.load(shards).vocab_size
     expected = estimate(shape, vocab_size=vocab_size, sequence_length=256, layout=layout).peak
     assert expected == pytest.approx(measured, rel=0.15)

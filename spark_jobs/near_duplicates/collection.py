@@ -29,7 +29,7 @@ from spark_jobs.rules.measurement import FINGERPRINTED
 from spark_jobs.storage import Storage
 
 FILES, FINGERPRINTS, WITHDRAWN = "_index/files", "_index/fingerprints", "_index/withdrawn"
-WITHDRAWN_ROWS = "file_id binary"
+WITHDRAWN_SCHEMA = pa.schema([("file_id", pa.binary())])
 # Where the fingerprints of a file lie: a Parquet file of its delivery's, and the row in it.
 SPOT = ("fingerprint_file", "fingerprint_row")
 _RANKED = "rank binary, fingerprint_file string, fingerprint_row long"
@@ -60,11 +60,6 @@ def fingerprinted(spark: SparkSession, path: str) -> DataFrame:
     places = (F.col("_metadata.file_name"), F.col("_metadata.row_index"))
     spots = [place.alias(name) for place, name in zip(places, SPOT, strict=True)]
     return spark.read.parquet(path).select(*names, *spots)
-
-
-def no_ids(spark: SparkSession) -> DataFrame:
-    """WITHDRAWN_ROWS, none."""
-    return spark.createDataFrame(pa.table({"file_id": pa.array([], pa.binary())}))
 
 
 def sources_of(deliveries: Sequence[Delivery]) -> list[Source]:
@@ -153,7 +148,7 @@ class Collection:
     def withdrawn(self) -> DataFrame:
         """Rows (file_id) of all withdrawals, of earlier runs too."""
         earlier = f"{Storage(self._index).uri}/{WITHDRAWN}"
-        before = self._spark.read.schema(WITHDRAWN_ROWS).parquet(earlier)
+        before = self._spark.read.schema("file_id binary").parquet(earlier)
         return before.unionAll(self.newly_withdrawn).distinct()
 
     @cached_property

@@ -14,10 +14,10 @@ from spark_jobs.near_duplicates.collection import (
     FILES,
     FINGERPRINTS,
     WITHDRAWN,
+    WITHDRAWN_SCHEMA,
     Collection,
     Delivery,
     fingerprinted,
-    no_ids,
     sources_of,
 )
 from spark_jobs.near_duplicates.copies import folded, ranked
@@ -28,6 +28,7 @@ from spark_jobs.near_duplicates.records import KIND_COPY, KIND_REMOVAL, KIND_SLI
 from spark_jobs.near_duplicates.removals import named, removals_of_all
 from spark_jobs.near_duplicates.settings import Settings
 from spark_jobs.near_duplicates.survivors import write_survivors
+from spark_jobs.parts import write_none
 from spark_jobs.rules.measurement import write_fingerprints
 from spark_jobs.session import shuffled_bytes, step
 from spark_jobs.storage import Storage, parquet_rows
@@ -104,7 +105,10 @@ class Deduplication:
         if self._earlier:
             known = self._earlier.settled().unionByName(self._earlier.released())
             parts.append(earlier_files(known, fingerprints, documents, self._tasks))
-        self._stage.beside(self._earlier.withdrawn if self._earlier else no_ids(self._spark), WITHDRAWN)
+        if self._earlier:
+            self._stage.beside(self._earlier.withdrawn, WITHDRAWN)
+        else:
+            write_none(WITHDRAWN_SCHEMA, f"{Storage(self._stage.output).uri}/{WITHDRAWN}")
         keep = self._stage.kept if "documents" in self._inputs else self._stage.staged
         return keep(folded(reduce(DataFrame.unionAll, parts), self._tasks, self._buckets), FILES)
 

@@ -38,9 +38,11 @@ def hot_bands(spark: SparkSession, pairs: str, sources: Sequence[Source], settin
     lines: list[str] = []
     told: set[str] = set()
     for row in hottest:
+        if len(lines) == REPORTED:
+            break
         text = _text(bytes(row.key), sources)
         words = _common_words(text, row.band, settings) if text else ""
-        if words and words not in told and len(lines) < REPORTED:
+        if words and words not in told:
             lines.append(f"dedup: {row.members:,} different files share a band (number {row.band}): {words}")
             told.add(words)
     return lines
