@@ -14,10 +14,10 @@ from training.config import Model
 
 BUCKET_ELEMENTS = 50_000_000  # of infra/deepspeed/*.json
 LIVE_ELEMENTS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
-# Memory on CPUs for a byte of activations, measured over four stages of ZeRO, two architectures and batches of 512 and
-# 2,048 tokens: 1.3 to 1.7. glibc keeps freed tensors below 32 MB for later ones that do not fit into them; to let it
-# give them back at once (M_MMAP_THRESHOLD) costs half of the speed.
-SCATTERED = 1.45
+# Memory on CPUs for a byte of activations, by stage of ZeRO: glibc keeps freed tensors below 32 MB for later ones that
+# do not fit into them (to let it give them back at once, by M_MMAP_THRESHOLD, costs half of the speed). Measured with
+# Llama and GPT-2 of 7 to 30 million parameters and 512 to 2,048 tokens; at stages 1 and 2 some lie where buckets were.
+SCATTERED = (1.45, 1.3, 1.3, 1.5)
 # Share of a GPU's memory that is left to the CUDA context, NCCL and the allocator's gaps.
 RESERVED = 0.1
 
@@ -62,7 +62,8 @@ class Memory:
         flat_gradients: copies of them during the update.
         activations: what the backward pass needs of the layers.
         logits: and their gradients.
-        reused: whether freed memory serves the next moment, as on GPUs, or stays with the process in pieces.
+        scattered: what a byte of activations takes on CPUs, where what is freed stays with the process in pieces; 0
+            where it serves the next moment, as on GPUs.
     """
 
     weights: float
@@ -73,7 +74,7 @@ class Memory:
     flat_gradients: float
     activations: float
     logits: float
-    reused: bool
+    scattered: float
 
     @property
     def peak(self) -> float:
@@ -81,8 +82,8 @@ class Memory:
         kept = self.weights + self.optimizer
         forward = self.activations + self.logits
         backward = self.gradients + self.buckets
-        if not self.reused:
-            return kept + SCATTERED * forward + backward + self.flat_gradients
+        if self.scattered:
+            return kept + self.scattered * forward + backward + self.flat_gradients
         return kept + max(self.held_gradients + forward, backward, self.gradients + self.flat_gradients)
 
 
@@ -112,7 +113,7 @@ def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Lay
         flat_gradients=flat,
         activations=activation_bytes(model, tokens, element),
         logits=tokens * vocab_size * (8 if element == 4 else 10),
-        reused=layout.on_gpu,
+        scattered=0.0 if layout.on_gpu else SCATTERED[layout.stage],
     )
 
 
