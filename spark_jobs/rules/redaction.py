@@ -1,6 +1,6 @@
 """Personal data and secrets in a text: e-mail addresses, public IP addresses and keys, each replaced in place.
 
-Most documents have none. One scan of RE2 over the Arrow column finds those that may have some (600 MB/s on one core);
+Most documents have none. One scan of RE2 over the Arrow column finds those that may have some (300 MB/s on one core);
 only these become Python bytes. Every pattern is bounded and every search is linear, so that a line of 10 MB costs what
 10 MB in short lines do. Within a document a value always gets the same replacement, and replacements are no personal
 data, so that they are never replaced again.
