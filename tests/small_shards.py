@@ -38,9 +38,17 @@ def make_tokenizer(folder: Path, vocab_size: int = 300, more: tuple[str, ...] = 
     return Encoder(folder)
 
 
-def make_shards(folder: Path, *, train: int = 400, validation: int = 40, seed: int = 0, per_shard: int = 150) -> Path:
-    """Write `train` and `validation` documents as shards, with their tokenizer beside them."""
-    encoder, shards = make_tokenizer(folder / "tokenizer"), []
+def make_shards(
+    folder: Path,
+    *,
+    train: int = 400,
+    validation: int = 40,
+    seed: int = 0,
+    per_shard: int = 150,
+    more: tuple[str, ...] = (),
+) -> Path:
+    """Write `train` and `validation` documents as shards, their tokenizer with `more` special tokens beside them."""
+    encoder, shards = make_tokenizer(folder / "tokenizer", more=more), []
     for split, count in (("train", train), *([("validation", validation)] if validation else [])):
         texts = documents(count, seed=seed + (split == "train"))
         ids = encoder.encode(pa.array(texts))

@@ -253,16 +253,16 @@ def test_card_tells_funnel_and_licences_of_the_kept(tmp_path, monkeypatch):
     schema = pa.schema([("file_id", pa.binary()), ("licenses", pa.list_(pa.string()))])
     pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "signals" / "part-0.parquet")
     monkeypatch.setattr("tokenizer.file_ids.PILE_IDS", 9)
-    record = data_card.of_workspace({}, tmp_path)
+    (record,) = data_card.of_workspace([{}], tmp_path)
     kept = range(len(files))
     assert record["licences"] == {
         "mit": sum(n % 4 < 2 for n in kept),
         "none known": sum(n % 4 > 1 for n in kept),
         "apache-2.0": sum(n % 4 == 1 for n in kept),
     }
-    told = "\n".join(data_card.told(record))
+    told = "\n".join(data_card.told([record]))
     assert (
         f"| {len(files) + 7:,} | in | 10.0 |\n| −7 | near-duplicate | −1.0 |\n| {len(files):,} | kept | 9.0 |" in told
     )
     with pytest.raises(ValueError, match="was not made from the ledger"):
-        data_card.of_workspace({"configuration": {"inputs": {"ledger": "other"}}}, tmp_path)
+        data_card.of_workspace([{"configuration": {"inputs": {"ledger": "other"}}}, {}], tmp_path)

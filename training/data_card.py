@@ -3,7 +3,7 @@
 import collections
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,9 @@ NO_LICENCE = "none known"
 Record = dict[str, Any]
 
 
-def describe(index: ShardIndex, shards: Path) -> Record:
-    """Documents, tokens and bytes of text a split, how the shards were made and, where the ledger that they were made
-    from lies beside them, its funnel: files and bytes by state.
+def describe(index: ShardIndex, shards: Path, share: float = 1.0) -> Record:
+    """What is known of a folder of shards that gives a run this share of its sequences: documents, tokens and bytes of
+    text a split, how they were made and, where their ledger lies beside them, its funnel: files and bytes by state.
     """
     splits: dict[str, dict[str, int]] = {}
     for shard in index.shards:
@@ -29,7 +29,8 @@ def describe(index: ShardIndex, shards: Path) -> Record:
         sums["documents"] += shard.rows
         sums["tokens"] += shard.tokens
         sums["text_bytes"] += shard.text_bytes
-    record: Record = {"splits": splits, "withdrawn_files": index.withdrawn_files, "configuration": index.configuration}
+    record: Record = {"folder": shards.name, "share": share, "splits": splits}
+    record |= {"withdrawn_files": index.withdrawn_files, "configuration": index.configuration}
     manifest = shards / ".." / "ledger" / MANIFEST_NAME
     if manifest.is_file():
         ledger = json.loads(manifest.read_text())
@@ -38,20 +39,25 @@ def describe(index: ShardIndex, shards: Path) -> Record:
     return record
 
 
-def of_workspace(record: Record, workspace: Path) -> Record:
-    """The record with the funnel of a workspace's ledger and the licences of the files that it kept.
+def of_workspace(records: Sequence[Record], workspace: Path) -> list[Record]:
+    """The records, one a folder of shards, where those that were made from a workspace's ledger have its funnel and
+    the licences of the files that it kept.
 
-    ValueError if the shards were made from another ledger. Costs a pass over file ids and licences of the table
-    `signals`, or `documents` without it, for every four million kept files; memory is bounded.
+    ValueError if none was made from it. Costs a pass over file ids and licences of the table `signals`, or
+    `documents` without it, for every four million kept files; memory is bounded.
     """
     from tokenizer.ledger_rows import Ledger
 
     ledger = Ledger(str(workspace / "ledger"))
-    ledger.require_source_of(record.get("configuration", {}), "the data of this run")
+    made_from = [record.get("configuration", {}).get("inputs", {}).get("ledger") for record in records]
+    ours = [one == identity(ledger.manifest) or (one is None and len(records) == 1) for one in made_from]
+    if not any(ours):
+        raise ValueError(f"the data of this run was not made from the ledger {ledger.folder}; name its own workspace")
     table = next((workspace / name for name in ("signals", "documents") if (workspace / name).is_dir()), None)
     states = ledger.manifest.get("states", {})
     licences = _licences_of_kept(ledger, table, states.get("kept", {}).get("files", 0)) if table else {}
-    return record | {"states": states, "licences": licences}
+    known = {"states": states, "licences": licences}
+    return [record | known if here else record for record, here in zip(records, ours, strict=True)]
 
 
 def _licences_of_kept(ledger: "Ledger", table: Path, expected: int) -> dict[str, int]:
@@ -79,8 +85,16 @@ def _licences_of_kept(ledger: "Ledger", table: Path, expected: int) -> dict[str,
     return {name: count for name, count in counts.most_common() if count}
 
 
-def told(record: Record) -> Iterator[str]:
-    """The section of a model card, line by line; empty where nothing is known."""
+def told(records: Sequence[Record]) -> Iterator[str]:
+    """The section of a model card, line by line, folder by folder; empty where nothing is known."""
+    for number, record in enumerate(records):
+        if len(records) > 1:
+            gap = [""] if number else []
+            yield from (*gap, f"### {record['folder']}: {record['share']:.1%} of the sequences", "")
+        yield from _told(record)
+
+
+def _told(record: Record) -> Iterator[str]:
     for split, sums in record.get("splits", {}).items():
         yield (
             f"* {split}: {sums['documents']:,} documents, {sums['tokens']:,} tokens, "

@@ -14,7 +14,7 @@ CHUNK_BYTES = 1 << 22
 FileRecord = dict[str, int | str]
 
 
-def write_durably(path: Path, record: dict[str, Any]) -> None:
+def write_durably(path: Path, record: dict[str, Any] | list[dict[str, Any]]) -> None:
     """Write JSON whole or not at all, and have it on the disk on return."""
     write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
 

@@ -44,7 +44,7 @@ def export(folder: RunFolder, target: Path, *, step: int | None = None, workspac
     """Write the model of a run's complete checkpoint to `target`, whole or not at all; replaces it."""
     plan, checkpoint = folder.plan, checkpoint_of(folder, step)
     assert plan is not None
-    data = json.loads(folder.data.read_text()) if folder.data.is_file() else {}
+    data = json.loads(folder.data.read_text()) if folder.data.is_file() else []
     if workspace:
         data = data_card.of_workspace(data, workspace)
     partial = target.with_name(target.name + PARTIAL)

@@ -1,8 +1,9 @@
 """README.md of an exported model: front matter for model hubs, settings, results, curve, data."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from tokenizer.encode import MASK, sentinel
 from training import data_card
 from training.checkpoint import Checkpoint
 from training.line_charts import Line, chart
@@ -12,12 +13,35 @@ from training.run_folder import Plan
 CURVES = "curves.svg"
 
 
-def write(plan: Plan, checkpoint: Checkpoint, rows: list[Row], data: data_card.Record, target: Path) -> None:
+class Example(NamedTuple):
+    """How a model is used: the task's name on model hubs, its `transformers` class, and code behind `inputs`."""
+
+    task: str
+    model: str
+    text: str
+    use: str
+    does: str
+
+
+_GENERATE = "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))"
+_CAUSAL = Example("text-generation", "AutoModelForCausalLM", "def fibonacci(n):", _GENERATE, "continues")
+_FILL = f"""hidden = inputs["input_ids"][0] == tokenizer.convert_tokens_to_ids("{MASK}")
+print(tokenizer.decode(model(**inputs).logits[0, hidden].argmax(-1)))"""
+# By objective; the others are causal.
+_EXAMPLES = {
+    "masked": Example("fill-mask", "AutoModelForMaskedLM", f"return left {MASK} right", _FILL, "completes"),
+    "spans": Example(
+        "text2text-generation", "AutoModelForSeq2SeqLM", f"def add(a, b): {sentinel(0)}", _GENERATE, "completes"
+    ),
+}
+
+
+def write(plan: Plan, checkpoint: Checkpoint, rows: list[Row], data: list[data_card.Record], target: Path) -> None:
     """Write README.md, and the curve of the loss beside it, for the weights of a checkpoint.
 
     Args:
         rows: the run's metrics; those after the checkpoint are left out.
-        data: what `data_card.describe` gives.
+        data: what `data_card.describe` gives of each folder of shards.
         target: the folder of the model.
     """
     rows = [row for row in rows if row["step"] <= checkpoint.step]
@@ -27,15 +51,15 @@ def write(plan: Plan, checkpoint: Checkpoint, rows: list[Row], data: data_card.R
     (target / "README.md").write_text(card(plan, checkpoint, rows, data, has_curve=bool(curve)))
 
 
-def card(plan: Plan, checkpoint: Checkpoint, rows: list[Row], data: data_card.Record, *, has_curve: bool) -> str:
+def card(plan: Plan, checkpoint: Checkpoint, rows: list[Row], data: list[data_card.Record], *, has_curve: bool) -> str:
     """The text of the card."""
     settings = "\n".join(f"| {name} | {value} |" for name, value in _settings(plan, checkpoint))
     results = "\n".join(f"| {name} | {value} |" for name, value in _results(rows))
-    told = "\n".join(data_card.told(data))
+    told, example = "\n".join(data_card.told(data)), _EXAMPLES.get(plan.recipe.objective.kind, _CAUSAL)
     picture = f"![Training and held-out loss by step]({CURVES})\n\n" if has_curve else ""
     return f"""---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {example.task}
 tags:
 - code
 - corella
@@ -46,15 +70,15 @@ tags:
 Trained with Corella.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {example.model}, AutoTokenizer
 
-model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
-inputs = tokenizer("def fibonacci(n):", return_tensors="pt", return_token_type_ids=False)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
+model, tokenizer = {example.model}.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+inputs = tokenizer("{example.text}", return_tensors="pt", return_token_type_ids=False)
+{example.use}
 ```
 
-It continues text as its training data would; it can repeat that data, and what it writes may be wrong. Whoever passes
-on what it writes answers for the licences of what it repeats.
+It {example.does} text as its training data would; it can repeat that data, and what it writes may be wrong. Whoever
+passes on what it writes answers for the licences of what it repeats.
 
 ## Results
 

@@ -144,6 +144,11 @@ class Mixture:
         ranks[np.argsort(sources, kind="stable")] = np.concatenate([np.arange(quota) for quota in self.quotas])
         return sources.astype(np.uint64), ranks
 
+    @property
+    def shares(self) -> list[float]:
+        """Of the sequences, by source."""
+        return [quota / self.BLOCK for quota in self.quotas]
+
     def taken(self, consumed: int) -> list[int]:
         """Sequences of each source among the first `consumed`."""
         block = consumed // self.BLOCK

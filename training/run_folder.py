@@ -177,9 +177,9 @@ class RunFolder:
         shutil.copyfile(tokenizer, self.tokenizer / tokenizer.name)
         self._summary.unlink(missing_ok=True)
 
-    def record_data(self, record: dict[str, Any]) -> None:
-        """Note what the data is, for the model card."""
-        write_durably(self.data, record)
+    def record_data(self, records: list[dict[str, Any]]) -> None:
+        """Note what the data of each folder of shards is, for the model card."""
+        write_durably(self.data, records)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Record the results; from now on the run is done."""

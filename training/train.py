@@ -293,8 +293,10 @@ def _meter(job: "Job", step: int) -> "Meter":
     from training import data_card
     from training.meter import Meter
 
-    job.folder.record_data(data_card.describe(job.training.stream.index, job.training.stream.folder))
-    streams = [source.stream for source in job.training.sources.all]
+    sources = job.training.sources
+    streams = [source.stream for source in sources.all]
+    shares = zip(streams, sources.mixture.shares, strict=True)
+    job.folder.record_data([data_card.describe(one.index, one.folder, share) for one, share in shares])
     return Meter(
         job.folder.metrics,
         job.folder.tensorboard,
