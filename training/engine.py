@@ -41,7 +41,7 @@ def build(
     from training.losses import computes_losses
 
     compute = recipe.compute
-    _refuse_what_is_missing(recipe, configuration)
+    _refuse_what_is_missing(recipe, configuration, processes.precision)
     model = models.build(config, recipe.seed, recipe.from_pretrained)
     if compute.checkpoint_activations:
         model.activation_checkpointing_enable()
@@ -62,15 +62,19 @@ def build(
     return engine
 
 
-def _refuse_what_is_missing(recipe: Recipe, configuration: dict[str, Any]) -> None:
-    """ValueError where the machine lacks what has to be built at run time."""
+def _refuse_what_is_missing(recipe: Recipe, configuration: dict[str, Any], precision: str) -> None:
+    """ValueError where the machine lacks what has to be built at run time, or what is built does something else."""
     zero = configuration.get("zero_optimization", {})
-    swaps = any((zero.get(key) or {}).get("device") == "nvme" for key in ("offload_optimizer", "offload_param"))
+    swaps = (zero.get("offload_param") or {}).get("device") == "nvme"
     has_compiler = shutil.which("c++") or shutil.which("g++")
     if recipe.compute.compile and not has_compiler:
         raise ValueError("compute.compile needs a C++ compiler and there is none; install g++, or give false")
     if not swaps:
         return
+    if precision == "fp32":
+        raise ValueError(
+            "offload to nvme keeps weights in 16 bits, which compute.precision fp32 does not train; offload to cpu"
+        )
     if not has_compiler or not shutil.which("ninja"):
         raise ValueError("offload to nvme needs a C++ compiler and ninja, to build DeepSpeed's reader; install them")
     from deepspeed.ops.op_builder import AsyncIOBuilder
