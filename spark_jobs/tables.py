@@ -295,7 +295,7 @@ class Stage:
         """Write rows to a folder of the output that is not part of the table; its name begins with "_"."""
         assert name.startswith("_")
         # Hashes neither repeat nor shrink, and a row group waits in memory until it is whole.
-        writer = rows.write.option("compression", "lz4_raw").option("parquet.enable.dictionary", "false")
+        writer = rows.write.option("compression", "none").option("parquet.enable.dictionary", "false")
         if page_rows:
             writer = writer.option("parquet.page.row.count.limit", page_rows)
         writer.option("parquet.block.size", SCRATCH_BLOCK_BYTES).parquet(f"{self.storage.uri}/{name}")

@@ -20,6 +20,8 @@ from spark_jobs.near_duplicates.records import (
     SKETCHED,
     bucket_of,
     first_of_each,
+    grouped,
+    located,
     numbered,
     numbers,
     place_numbers,
@@ -192,3 +194,23 @@ def test_search_is_bisection(case, data):
     wanted = data.draw(st.lists(known | st.tuples(*[st.integers(0, (1 << 64) - 1)] * width), max_size=20))
     found = search(np.array(rows, np.uint64).reshape(-1, width), np.array(wanted, np.uint64).reshape(-1, width))
     assert found.tolist() == [bisect_left(rows, one) for one in wanted]
+
+
+# Tables of numbers
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(0, (1 << 64) - 1), max_size=60), st.lists(st.integers(0, (1 << 64) - 1), max_size=60))
+def test_numbers_are_located_among_distinct_ones(known, others):
+    values = list(known)
+    wanted = [*others, *values[::-1], *values[:3]]
+    found = located(np.array(values, np.uint64), np.array(wanted, np.uint64))
+    assert found.tolist() == [values.index(one) if one in known else len(values) for one in wanted]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=60))
+def test_grouped_places_are_a_stable_sort(of):
+    order, bounds = grouped(np.array(of, np.int64), 10)
+    assert order.tolist() == sorted(range(len(of)), key=of.__getitem__)
+    assert np.diff(bounds).tolist() == [of.count(group) for group in range(10)]

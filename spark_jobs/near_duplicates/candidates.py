@@ -31,6 +31,7 @@ from spark_jobs.near_duplicates.records import (
     first_of_each,
     numbers,
     spots_of,
+    table_size,
 )
 from spark_jobs.near_duplicates.runs import Order, sorted_runs
 from spark_jobs.near_duplicates.settings import BANDS, ROWS
@@ -43,7 +44,7 @@ _BUCKET_BYTES = 16 << 20
 # Members that are paired at once: at most HUBS pairs each, of 25 bytes.
 _MEMBERS_AT_ONCE = 1 << 15
 # Pairs gathered over a task's bands before repeated ones are dropped: similar files meet in many bands.
-_PAIRS_AT_ONCE = 1 << 18
+_PAIRS_AT_ONCE = 1 << 21
 # Bands that are reported: the HOTTEST of a bucket, if they have more members than this.
 HOT_MEMBERS, HOTTEST = 200, 3
 _UNSETTLED = 0x80  # the top bit of a key
@@ -188,11 +189,8 @@ def _gathered(parts: Iterable[Records]) -> Iterator[Records]:
 
 def distinct_pairs(pairs: Records) -> Records:
     """Each pair once, with the first of the bands in which it met."""
-    size = 16
-    while size < 2 * len(pairs):
-        size *= 2
     found = np.empty(len(pairs), PAIR)
-    return found[: _distinct(pairs, np.full(size, -1, np.int32), found)]
+    return found[: _distinct(pairs, np.full(table_size(len(pairs)), -1, np.int32), found)]
 
 
 @njit(nogil=True, cache=True)

@@ -32,6 +32,9 @@ from spark_jobs.near_duplicates.records import (
     SLIM,
     Records,
     first_of_each,
+    grouped,
+    located,
+    numbered,
     spots_of,
 )
 from spark_jobs.near_duplicates.sketches import SIMILAR, UNDECIDED, judge
@@ -77,7 +80,8 @@ def _replies(blobs: Blobs, sources: Sequence[Source]) -> Iterator[pa.RecordBatch
     requests = requests[np.argsort(requests["spot"])]
     spots = requests["spot"].copy()
     for found in _sketched(files[np.isin(spots_of(files["key"]), spots)], sources):
-        file, request = _matches(spots, spots_of(found["key"]))
+        here = spots_of(found["key"])
+        file, request = _ranges(np.searchsorted(spots, here), np.searchsorted(spots, here, "right"))
         to = requests["bucket"][request].astype(np.int64)
         for first in range(0, len(to), _BLOB_SKETCHES):
             some = slice(first, first + _BLOB_SKETCHES)
@@ -103,25 +107,39 @@ def _held(parts: Iterator[Records], count: int) -> Records:
     return held
 
 
-def _matches(values: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which of the wanted numbers equal which of the sorted values: the places of both, by the wanted."""
-    first, last = np.searchsorted(values, wanted), np.searchsorted(values, wanted, "right")
-    counts = last - first
-    of = np.repeat(np.arange(len(wanted)), counts)
+def _ranges(first: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All numbers of ranges (n), one range after the other, and before them whose they are."""
+    counts = end - first
+    of = np.repeat(np.arange(len(first)), counts)
     return of, np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
 
 
-def _places(files: Records, spots: NDArray[np.uint64]) -> NDArray[np.int32]:
-    """Where the files of these spots stand among sorted ones; len(files) for those that are elsewhere."""
-    own = spots_of(files["key"])
-    places = np.searchsorted(own, spots).astype(np.int32)
-    return np.where(np.append(own, np.uint64(0))[places] == spots, places, np.int32(len(own)))
+class _Waiting:
+    """Pairs of one bucket by their better files, whose sketches come in any order.
 
+    Args:
+        pairs: PAIRs, each once.
+        own: the spots of the bucket's files, among which are all worse ones.
 
-def _by_better(files: Records, pairs: Records) -> tuple[NDArray[np.uint64], NDArray[np.uint8], NDArray[np.int32]]:
-    """Of pairs by their better files: the spots of these, the bands, and the places of the worse among the files."""
-    order = np.argsort(pairs["better"])
-    return pairs["better"][order], pairs["band"][order], _places(files, pairs["worse"][order])
+    Attributes:
+        bands: where the pairs met.
+        worse: the places of their worse files among the bucket's own.
+    """
+
+    def __init__(self, pairs: Records, own: NDArray[np.uint64]) -> None:
+        first, of = numbered(pairs["better"][:, None])
+        order, self._bounds = grouped(of, len(first))
+        self._better = pairs["better"][first]
+        self.bands, self.worse = pairs["band"][order], located(own, pairs["worse"][order])
+        self.paired = np.zeros(len(own) + 1, bool)  # the last stands for those that are elsewhere
+        self.paired[self.worse] = self.paired[located(own, self._better)] = True
+        self.paired = self.paired[:-1]
+
+    def of(self, better: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The pairs of these better files (spots): which of the files, and which pair."""
+        bounds = np.append(self._bounds, self._bounds[-1])  # those that are in no pair have none
+        groups = located(self._better, better)
+        return _ranges(bounds[groups], bounds[groups + 1])
 
 
 def _edges(blobs: Blobs, sources: Sequence[Source], threshold: float, exact: bool) -> Iterator[Records]:
@@ -129,21 +147,19 @@ def _edges(blobs: Blobs, sources: Sequence[Source], threshold: float, exact: boo
     following: list[tuple[int, Records]] = []
     files = by_spot([of_kind(blobs, KIND_SLIM, SLIM, following)])
     rest, following = chain(following, blobs), []
-    spots, bands, worse_places = _by_better(files, distinct_pairs(of_kind(rest, KIND_PAIR, PAIR, following)))
-    paired = np.zeros(len(files) + 1, bool)
-    paired[worse_places] = paired[_places(files, spots)] = True
-    own = _held(_sketched(files[paired[:-1]], sources), int(paired[:-1].sum()))
-    worse_places = (np.cumsum(paired, dtype=np.int32) - np.int32(1))[worse_places]
+    pairs = _Waiting(distinct_pairs(of_kind(rest, KIND_PAIR, PAIR, following)), spots_of(files["key"]))
+    own = _held(_sketched(files[pairs.paired], sources), int(pairs.paired.sum()))
+    worse_places = (np.cumsum(pairs.paired) - 1)[pairs.worse]
     own_parts = (own[first : first + _BLOB_SKETCHES] for first in range(0, len(own), _BLOB_SKETCHES))
     for better in chain(own_parts, (records for _, records in chain(following, rest))):
-        file, pair = _matches(spots, spots_of(better["key"]))
+        file, pair = pairs.of(spots_of(better["key"]))
         worse = worse_places[pair]
         estimates, verdicts = judge(better, own, file, worse, threshold)
         open_ = (verdicts == UNDECIDED) & (exact | (estimates >= threshold))
         found = np.flatnonzero((verdicts == SIMILAR) | open_)
         edges = np.empty(len(found), EDGE)
         edges["better"], edges["worse"] = better["key"][file[found]], own["key"][worse[found]]
-        edges["similarity"], edges["band"] = estimates[found], bands[pair[found]]
+        edges["similarity"], edges["band"] = estimates[found], pairs.bands[pair[found]]
         edges["places"][:, 0], edges["places"][:, 1] = better["place"][file[found]], own["place"][worse[found]]
         edges["proof"] = np.where(open_[found], OPEN if exact else ESTIMATE, SKETCH)
         yield edges

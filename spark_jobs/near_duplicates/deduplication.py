@@ -1,8 +1,8 @@
 """One run of de-duplication, step by step, and what it tells."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
-from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -61,6 +61,8 @@ class Deduplication:
         self._inputs, self._signals = inputs, signals
         self._deliveries = list(deliveries)
         self._earlier = Collection(spark, inputs["index"], deliveries, withdrawn) if "index" in inputs else None
+        # What nothing waits for, where the other steps leave cores idle.
+        self._aside = ThreadPoolExecutor(1)
 
     def compare(self) -> None:
         """Find who goes for whom."""
@@ -72,7 +74,9 @@ class Deduplication:
             self._ranked = self._folded()
             slim = self._ranked.where(F.col("kind") == KIND_SLIM)
         documents, sources = [delivery.documents for delivery in self._deliveries], sources_of(self._deliveries)
-        near = steps.similar_files(slim, documents, sources, self._buckets, self._settings, stage)
+        edges = steps.compared(slim, sources, self._buckets, self._settings, stage)
+        self._hot_bands = self._aside.submit(hot_bands, spark, stage.scratch("pairs"), sources, self._settings)
+        near = steps.resolved(edges, documents, self._settings, stage)
         with step(spark, "dedup: naming the removed and the kept"):
             copies = self._ranked.where(F.col("kind") == KIND_COPY)
             gone = stage.staged(removals_of_all(near, copies, self._tasks, self._buckets), "removals")
@@ -81,7 +85,9 @@ class Deduplication:
             if self._earlier:
                 found = found.unionAll(self._earlier.standing_removals().select(*found.columns))
             kinds = {kind: F.count_if(F.col("kind") == kind) for kind in ("exact", "near")}
-            self._duplicates, self._counts = stage.append(found, kinds)
+            duplicates, self._counts = stage.append(found, kinds)
+        self._clusters = self._aside.submit(stage.beside, steps.clusters_of(duplicates), "_clusters")
+        self._entered = self._aside.submit(self._count_entered)
 
     def _fingerprints(self) -> str:
         """Where the fingerprints of the documents lie: in their signals, or measured now."""
@@ -137,23 +143,19 @@ class Deduplication:
         """Write the clusters, tell what was found, and finish the table of duplicates."""
         stage = self._stage
         with step(self._spark, "dedup: clusters"):
-            stage.beside(steps.clusters_of(self._duplicates), "_clusters")
-        self._tell_hot_bands()
-        entered = self._entered()
+            self._clusters.result()
+        hot, entered = self._hot_bands.result(), self._entered.result()
         stage.finish(**self._counts, deliveries=[delivery._asdict() for delivery in self._deliveries])
-        self._tell(entered, self._counts)
+        self._tell(hot, entered)
 
-    def _entered(self) -> int:
+    def _count_entered(self) -> int:
         """How many files competed that had not been kept before."""
         return count_of(self._ranked) - (self._earlier.settled().count() if self._earlier else 0)
 
-    def _tell_hot_bands(self) -> None:
-        sources = sources_of(self._deliveries)
-        for line in hot_bands(self._spark, self._stage.scratch("pairs"), sources, self._settings):
+    def _tell(self, hot: Sequence[str], entered: int) -> None:
+        shuffled, counts = shuffled_bytes(self._spark), self._counts
+        for line in hot:
             print(line)
-
-    def _tell(self, entered: int, counts: Mapping[str, Any]) -> None:
-        shuffled = shuffled_bytes(self._spark)
         print(f"dedup: {entered:,} documents that have content and break no rule were compared")
         print(f"dedup: {counts['exact']:,} files are exact copies and {counts['near']:,} near-duplicates of kept ones")
         print(f"dedup: {shuffled / 1e6:,.1f} MB were shuffled, {shuffled / max(entered, 1):,.0f} bytes a file")

@@ -50,41 +50,47 @@ def buckets_of(files: int, workers: int) -> int:
     return max(workers, -(-files // _BUCKET_FILES))
 
 
-def similar_files(
-    slim: DataFrame,
-    documents: Sequence[str],
-    sources: Sequence[Source],
-    buckets: int,
-    settings: Settings,
-    stage: tables.Stage,
+def compared(
+    slim: DataFrame, sources: Sequence[Source], buckets: int, settings: Settings, stage: tables.Stage
 ) -> DataFrame:
-    """EDGE_ROWS from each file that goes as a near-duplicate to the kept file that it goes for.
+    """Blobs of EDGEs between files that are similar, or may be; the pairs that banding found are left in the scratch
+    table "pairs".
 
     Args:
         slim: blobs of SLIM records in buckets of spots; one file a distinct content.
-        documents: paths of the content that verification fetches, by delivery.
         sources: the files with bands and sketches.
         buckets: number of buckets.
         settings: threshold and method.
         stage: where intermediate rows are staged.
     """
-    spark, threshold = slim.sparkSession, settings.threshold
-    workers, count = spark.sparkContext.defaultParallelism, count_of(slim)
+    spark, threshold, count = slim.sparkSession, settings.threshold, count_of(slim)
     tasks = tasks_for(spark, count)
-    parts = parts_of(documents)
-
-    def verify(edges: DataFrame) -> DataFrame:
-        with step(spark, f"dedup: verifying {count_of(edges):,} pairs that the sketches leave open, by content"):
-            sets = stage.scratch("sets")
-            proven = verified(edges, documents, parts, threshold, settings.fingerprint, workers, sets)
-            return stage.staged(proven, "verified")
-
     with step(spark, "dedup: candidate pairs by banding"):
         found = candidate_pairs(slim, count, sources, threshold, buckets, tasks)
         pairs = stage.staged(found, "pairs", page_rows=1)  # read by kind
     with step(spark, "dedup: comparing the sketches of the pairs"):
-        compared = edges_of(slim, pairs, sources, threshold, tasks, settings.verify == "exact")
-        edges = stage.staged(compared, "edges")
+        edges = edges_of(slim, pairs, sources, threshold, tasks, settings.verify == "exact")
+        return stage.staged(edges, "edges")
+
+
+def resolved(edges: DataFrame, documents: Sequence[str], settings: Settings, stage: tables.Stage) -> DataFrame:
+    """EDGE_ROWS from each file that goes as a near-duplicate to the kept file that it goes for.
+
+    Args:
+        edges: what `compared` returns.
+        documents: paths of the content that verification fetches, by delivery.
+        settings: threshold and method.
+        stage: where intermediate rows are staged.
+    """
+    spark, parts = edges.sparkSession, parts_of(documents)
+    workers = spark.sparkContext.defaultParallelism
+
+    def verify(waiting: DataFrame) -> DataFrame:
+        with step(spark, f"dedup: verifying {count_of(waiting):,} pairs that the sketches leave open, by content"):
+            sets = stage.scratch("sets")
+            threshold, taken = settings.threshold, settings.fingerprint
+            return stage.staged(verified(waiting, documents, parts, threshold, taken, workers, sets), "verified")
+
     with step(spark, f"dedup: resolving {count_of(edges):,} pairs by {settings.resolve}"):
         resolve = removals_of if settings.resolve == "leaders" else components_of
         return stage.staged(resolve(edges, verify, stage.staged), "near")

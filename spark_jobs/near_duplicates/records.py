@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from spark_jobs.near_duplicates.keep_order import KEY_BYTES
 from spark_jobs.near_duplicates.settings import BINS
+from spark_jobs.near_duplicates.words import mix
 
 Records = NDArray[np.void]
 Hashes = NDArray[np.uint64]
@@ -117,6 +118,48 @@ def bucket_of(spots: Hashes, buckets: int) -> NDArray[np.int64]:
     return ((file + row // np.uint64(_SPOT_ROWS)) % np.uint64(buckets)).astype(np.int64)
 
 
+def located(known: Hashes, wanted: Hashes) -> NDArray[np.int64]:
+    """The places of wanted numbers (n) among distinct ones; len(known) for those that are not there."""
+    out = np.empty(len(wanted), np.int64)
+    _locate(known, wanted, np.full(table_size(len(known)), -1, np.int64), out)
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _locate(known: Hashes, wanted: Hashes, table: NDArray[np.int64], out: NDArray[np.int64]) -> None:
+    last = np.uint64(len(table) - 1)
+    for place in range(len(known)):
+        slot = mix(known[place]) & last
+        while table[slot] >= 0:
+            slot = (slot + np.uint64(1)) & last
+        table[slot] = place
+    for number in range(len(wanted)):
+        slot = mix(wanted[number]) & last
+        while table[slot] >= 0 and known[table[slot]] != wanted[number]:
+            slot = (slot + np.uint64(1)) & last
+        out[number] = table[slot] if table[slot] >= 0 else len(known)
+
+
+def table_size(numbers: int) -> int:
+    """Slots of a hash table of so many numbers: a power of two, at least half of them free."""
+    return max(16, 1 << (2 * numbers - 1).bit_length()) if numbers else 16
+
+
+@njit(nogil=True, cache=True)
+def grouped(of: NDArray[np.int64], groups: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The places of group numbers (n) by group, in their order, and the bounds of the groups."""
+    bounds, order = np.zeros(groups + 1, np.int64), np.empty(len(of), np.int64)
+    for place in range(len(of)):
+        bounds[of[place] + 1] += 1
+    for group in range(groups):
+        bounds[group + 1] += bounds[group]
+    filled = bounds.copy()
+    for place in range(len(of)):
+        order[filled[of[place]]] = place
+        filled[of[place]] += 1
+    return order, bounds
+
+
 def first_of_each(columns: Hashes) -> NDArray[np.int64]:
     """The places of the first of all equal rows of numbers (n, width), in their order."""
     return numbered(columns)[0]
@@ -130,10 +173,7 @@ def numbered(columns: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     for number, column in enumerate(columns.T):
         mixed = (mixed ^ column) * factors[number]
         mixed ^= mixed >> np.uint64(32)
-    size = 16
-    while size < 2 * len(mixed):
-        size *= 2
-    return _numbered(mixed, np.full(size, -1, np.int64))
+    return _numbered(mixed, np.full(table_size(len(mixed)), -1, np.int64))
 
 
 @njit(nogil=True, cache=True)

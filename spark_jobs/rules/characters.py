@@ -1,6 +1,7 @@
 """Which characters are letters: one table over all code points, shared by every kernel that walks UTF-8."""
 
 import functools
+import re
 
 import numpy as np
 from numba import njit
@@ -13,8 +14,11 @@ CODE_POINTS = 0x110000
 @functools.cache
 def character_classes() -> NDArray[np.uint8]:
     r"""Bits by code point: ALPHANUMERIC where `str.isalnum`, WORD there and for "_", which is the `\w` of `re`."""
-    classes = np.fromiter((3 if chr(code).isalnum() else 0 for code in range(CODE_POINTS)), np.uint8, CODE_POINTS)
-    classes[ord("_")] |= WORD
+    characters = np.arange(CODE_POINTS, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    classes = np.zeros(CODE_POINTS, np.uint8)
+    for run in re.finditer(r"\w+", characters):
+        classes[slice(*run.span())] = WORD | ALPHANUMERIC
+    classes[ord("_")] = WORD
     return classes
 
 
