@@ -12,7 +12,7 @@ import corpus
 import numpy as np
 import pyarrow.parquet as pq
 from corpus import BENCH, ROOT
-from processes import Measured, measure
+from processes import SELDOM_SECONDS, Measured, measure
 
 CORES = 2
 
@@ -33,9 +33,11 @@ class Job(NamedTuple):
         return BENCH / "out" / f"{self.name}-survivors"
 
 
-def run_job(documents: Path, threshold: float, options: tuple[str, ...] = ()) -> Job:
-    """Run dedup.py on a folder of Parquet files, with options of spark-submit; the result replaces that of an earlier
-    run."""
+def run_job(
+    documents: Path, threshold: float = 0.7, options: tuple[str, ...] = (), every_seconds: float = SELDOM_SECONDS
+) -> Job:
+    """Run dedup.py on a folder of Parquet files, with options of spark-submit, and look at its memory every so often;
+    the result replaces that of an earlier run."""
     name = f"{documents.name}-{threshold}"
     job = Job(name, Measured(0, 0, 0, 0, 0), 0)
     events = BENCH / "out" / f"{name}-events"
@@ -45,17 +47,18 @@ def run_job(documents: Path, threshold: float, options: tuple[str, ...] = ()) ->
     command = [*logged, *options, "--conf", "spark.eventLog.compress=false", "spark_jobs/dedup.py"]
     command += ["--documents", str(documents), "--threshold", str(threshold)]
     command += ["--output", str(job.duplicates), "--survivors", str(job.survivors), "--overwrite"]
-    return job._replace(measured=submit(command, name), shuffle_bytes=_shuffle_bytes(events))
+    return job._replace(measured=submit(command, name, every_seconds), shuffle_bytes=_shuffle_bytes(events))
 
 
-def submit(command: list[str], name: str) -> Measured:
+def submit(command: list[str], name: str, every_seconds: float = SELDOM_SECONDS) -> Measured:
     """Run spark-submit as the README does, on two cores."""
     binaries = Path(sys.executable).parent
     submit = [str(binaries / "spark-submit"), "--properties-file", "infra/spark/local.conf"]
     environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "PYSPARK_PYTHON": sys.executable}
     print(f"{name} ...", file=sys.stderr, flush=True)
     log = BENCH / "out" / f"{name}.log"
-    return measure([*submit, "--master", f"local[{CORES}]", *command], log, cwd=ROOT, env=environment)
+    command = [*submit, "--master", f"local[{CORES}]", *command]
+    return measure(command, log, every_seconds, cwd=ROOT, env=environment)
 
 
 def small_heap(size: str) -> tuple[str, ...]:
@@ -69,9 +72,9 @@ def small_heap(size: str) -> tuple[str, ...]:
 _run_once = cache(run_job)
 
 
-def job_on(documents: Path, threshold: float = 0.7, options: tuple[str, ...] = ()) -> Job:
+def job_on(documents: Path, threshold: float = 0.7) -> Job:
     """The same, but run once only in the life of this process, however many parts of the benchmark ask for it."""
-    return _run_once(documents, threshold, options)
+    return _run_once(documents, threshold)
 
 
 @cache
