@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 
-from spark_jobs.near_duplicates.exchange import Blobs, exchanged, flushed, scattered
+from spark_jobs.near_duplicates.exchange import FLUSH_BYTES, Blobs, exchanged, flushed, scattered
 from spark_jobs.near_duplicates.fingerprints import matrix
 from spark_jobs.near_duplicates.lookup import Source, by_spot, looked_up
 from spark_jobs.near_duplicates.records import (
@@ -44,7 +44,9 @@ _BUCKET_BYTES = 16 << 20
 # Members that are paired at once: at most HUBS pairs each, of 25 bytes.
 _MEMBERS_AT_ONCE = 1 << 15
 # Pairs gathered over a task's bands before repeated ones are dropped: similar files meet in many bands.
-_PAIRS_AT_ONCE = 1 << 21
+_PAIRS_AT_ONCE = 1 << 20
+# Pairs that are handed to Spark at once.
+_BATCH_PAIRS = FLUSH_BYTES // PAIR.itemsize
 # Bands that are reported: the HOTTEST of a bucket, if they have more members than this.
 HOT_MEMBERS, HOTTEST = 200, 3
 _UNSETTLED = 0x80  # the top bit of a key
@@ -214,7 +216,9 @@ def _addressed(pairs: Records, buckets: int) -> Iterator[pa.RecordBatch]:
     """Pairs for the buckets of their worse files, and requests that the sketches of the better ones be sent there,
     unless they lie there too."""
     to, there = bucket_of(pairs["worse"], buckets), bucket_of(pairs["better"], buckets)
-    yield scattered(pairs, KIND_PAIR, to)
+    for first in range(0, len(pairs), _BATCH_PAIRS):
+        some = slice(first, first + _BATCH_PAIRS)
+        yield scattered(pairs[some], KIND_PAIR, to[some])
     away = to != there
     spots, to = pairs["better"][away], to[away]
     wanted = first_of_each(np.column_stack([spots, to.astype(np.uint64)]))
