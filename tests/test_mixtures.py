@@ -137,11 +137,14 @@ def test_the_chain_of_digests_is_that_of_the_samples_and_moves_with_each(folders
         chain.refuse_other(lambda step: other.samples((step - 1) * 12))
 
 
-def test_resuming_far_into_a_run_takes_less_than_a_millisecond(folders):
-    taken = []
-    for attempt in range(9):
-        found = batches(folders)
-        begin = time.perf_counter()
-        found.samples(10**12 + attempt)
-        taken.append(time.perf_counter() - begin)
-    assert min(taken) < 2e-3  # some 0.5 ms on an idle core; the benchmark holds the bar
+def test_resuming_far_into_a_run_takes_no_longer_than_at_its_begin(folders):
+    """What a millisecond buys depends on the machine, and is the benchmark's to hold."""
+    taken = {0: [], 10**12: []}
+    for attempt in range(20):
+        for first, times in taken.items():
+            found = batches(folders)
+            begin = time.perf_counter()
+            found.samples(first + attempt)
+            times.append(time.perf_counter() - begin)
+    near, far = map(min, taken.values())
+    assert far < 3 * near
