@@ -45,7 +45,7 @@ def main(
     from spark_jobs.near_duplicates import plan
     from spark_jobs.near_duplicates.collection import deliveries_of, ids_of
     from spark_jobs.near_duplicates.deduplication import Deduplication
-    from spark_jobs.session import start_session
+    from spark_jobs.session import Aside, start_session
 
     documents = plan.documents_path(documents, signals, verdicts, contaminated, index)
     settings = Settings(threshold, verify, resolve, plan.fingerprint_of(signals, fingerprint))
@@ -66,8 +66,8 @@ def main(
     standing = [stage.done() for stage in stages]  # asked of each: each refuses what is not ours
     if all(standing):
         return
-    with stages[0], start_session("dedup") as spark:
-        found = Deduplication(spark, stages[0], settings, inputs, signals, deliveries, withdrawn)
+    with stages[0], start_session("dedup") as spark, Aside(spark) as aside:
+        found = Deduplication(spark, stages[0], settings, inputs, signals, deliveries, withdrawn, aside)
         found.compare()
         if survivors:
             with stages[1]:

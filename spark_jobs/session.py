@@ -5,14 +5,20 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
 from pyspark import StatusTracker
 from pyspark.errors import PythonException
 from pyspark.sql import SparkSession
 
 log = logging.getLogger("corella")
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 # Correctness, not tuning: a string column of a batch may pass 2 GiB, and times mean the same everywhere.
 # Whatever an operator would tune stands in infra/spark/*.conf.
@@ -38,6 +44,29 @@ def start_session(name: str) -> Iterator[SparkSession]:
     finally:
         if ours:
             spark.stop()
+
+
+class Aside:
+    """What nothing waits for, one after the other in a thread of its own, where the other steps leave cores idle.
+
+    What is still under way when its block ends is cancelled, so that it writes nothing after that.
+    """
+
+    def __init__(self, spark: SparkSession) -> None:
+        self._context, self._tag = spark.sparkContext, f"aside-{uuid.uuid4().hex}"
+        self._thread = ThreadPoolExecutor(1, initializer=lambda: self._context.addJobTag(self._tag))
+
+    def __enter__(self) -> "Aside":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._context.cancelJobsWithTag(self._tag)
+        self._thread.shutdown()
+
+    def begin(self, work: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> "Future[_R]":
+        """Let `work` be done; its result, or what it raises, is there when it is asked for."""
+        return self._thread.submit(work, *arguments, **named)
 
 
 @contextmanager

@@ -291,11 +291,14 @@ class Stage:
         """Where `staged` wrote the rows of that name."""
         return f"{self.storage.uri}/{SCRATCH_NAME}/{name}"
 
-    def beside(self, rows: DataFrame, name: str, page_rows: int | None = None) -> None:
-        """Write rows to a folder of the output that is not part of the table; its name begins with "_"."""
+    def beside(self, rows: DataFrame, name: str, page_rows: int | None = None, compression: str = "none") -> None:
+        """Write rows to a folder of the output that is not part of the table; its name begins with "_".
+
+        Most are made of hashes, which neither repeat nor shrink.
+        """
         assert name.startswith("_")
-        # Hashes neither repeat nor shrink, and a row group waits in memory until it is whole.
-        writer = rows.write.option("compression", "none").option("parquet.enable.dictionary", "false")
+        # A row group waits in memory until it is whole.
+        writer = rows.write.option("compression", compression).option("parquet.enable.dictionary", "false")
         if page_rows:
             writer = writer.option("parquet.page.row.count.limit", page_rows)
         writer.option("parquet.block.size", SCRATCH_BLOCK_BYTES).parquet(f"{self.storage.uri}/{name}")

@@ -18,10 +18,10 @@ from spark_jobs.near_duplicates.records import (
     KIND_BAND,
     PLACE,
     SKETCHED,
+    Places,
     bucket_of,
     first_of_each,
     grouped,
-    located,
     numbered,
     numbers,
     place_numbers,
@@ -201,10 +201,10 @@ def test_search_is_bisection(case, data):
 
 @settings(deadline=None)
 @given(st.sets(st.integers(0, (1 << 64) - 1), max_size=60), st.lists(st.integers(0, (1 << 64) - 1), max_size=60))
-def test_numbers_are_located_among_distinct_ones(known, others):
+def test_places_are_those_of_a_list(known, others):
     values = list(known)
     wanted = [*others, *values[::-1], *values[:3]]
-    found = located(np.array(values, np.uint64), np.array(wanted, np.uint64))
+    found = Places(np.array(values, np.uint64)).of(np.array(wanted, np.uint64))
     assert found.tolist() == [values.index(one) if one in known else len(values) for one in wanted]
 
 

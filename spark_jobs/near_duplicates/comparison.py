@@ -30,10 +30,10 @@ from spark_jobs.near_duplicates.records import (
     REQUEST,
     SKETCHED,
     SLIM,
+    Places,
     Records,
     first_of_each,
     grouped,
-    located,
     numbered,
     spots_of,
 )
@@ -124,22 +124,24 @@ class _Waiting:
     Attributes:
         bands: where the pairs met.
         worse: the places of their worse files among the bucket's own.
+        paired: which of these are in a pair.
     """
 
     def __init__(self, pairs: Records, own: NDArray[np.uint64]) -> None:
         first, of = numbered(pairs["better"][:, None])
-        order, self._bounds = grouped(of, len(first))
-        self._better = pairs["better"][first]
-        self.bands, self.worse = pairs["band"][order], located(own, pairs["worse"][order])
-        self.paired = np.zeros(len(own) + 1, bool)  # the last stands for those that are elsewhere
-        self.paired[self.worse] = self.paired[located(own, self._better)] = True
-        self.paired = self.paired[:-1]
+        order, bounds = grouped(of, len(first))
+        self._bounds = np.append(bounds, bounds[-1])  # files that are better in no pair have none
+        better, places = pairs["better"][first], Places(own)
+        self._groups = Places(better)
+        self.bands, self.worse = pairs["band"][order], places.of(pairs["worse"][order])
+        paired = np.zeros(len(own) + 1, bool)  # the last stands for those that are elsewhere
+        paired[self.worse] = paired[places.of(better)] = True
+        self.paired = paired[:-1]
 
     def of(self, better: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The pairs of these better files (spots): which of the files, and which pair."""
-        bounds = np.append(self._bounds, self._bounds[-1])  # those that are in no pair have none
-        groups = located(self._better, better)
-        return _ranges(bounds[groups], bounds[groups + 1])
+        groups = self._groups.of(better)
+        return _ranges(self._bounds[groups], self._bounds[groups + 1])
 
 
 def _edges(blobs: Blobs, sources: Sequence[Source], threshold: float, exact: bool) -> Iterator[Records]:

@@ -1,7 +1,6 @@
 """One run of de-duplication, step by step, and what it tells."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 
 from pyspark.sql import DataFrame, SparkSession
@@ -30,7 +29,7 @@ from spark_jobs.near_duplicates.settings import Settings
 from spark_jobs.near_duplicates.survivors import write_survivors
 from spark_jobs.parts import write_none
 from spark_jobs.rules.measurement import write_fingerprints
-from spark_jobs.session import shuffled_bytes, step
+from spark_jobs.session import Aside, shuffled_bytes, step
 from spark_jobs.storage import Storage, parquet_rows
 
 
@@ -45,6 +44,7 @@ class Deduplication:
         signals: path of the documents' signals, if they were measured.
         deliveries: those of the index, in their order.
         withdrawn: ids of the files that are withdrawn now.
+        aside: what nothing waits for is done there.
     """
 
     def __init__(
@@ -56,13 +56,12 @@ class Deduplication:
         signals: str | None,
         deliveries: Sequence[Delivery],
         withdrawn: Sequence[str],
+        aside: Aside,
     ) -> None:
-        self._spark, self._stage, self._settings = spark, stage, settings
+        self._spark, self._stage, self._settings, self._aside = spark, stage, settings, aside
         self._inputs, self._signals = inputs, signals
         self._deliveries = list(deliveries)
         self._earlier = Collection(spark, inputs["index"], deliveries, withdrawn) if "index" in inputs else None
-        # What nothing waits for, where the other steps leave cores idle.
-        self._aside = ThreadPoolExecutor(1)
 
     def compare(self) -> None:
         """Find who goes for whom."""
@@ -75,7 +74,7 @@ class Deduplication:
             slim = self._ranked.where(F.col("kind") == KIND_SLIM)
         documents, sources = [delivery.documents for delivery in self._deliveries], sources_of(self._deliveries)
         edges = steps.compared(slim, sources, self._buckets, self._settings, stage)
-        self._hot_bands = self._aside.submit(hot_bands, spark, stage.scratch("pairs"), sources, self._settings)
+        self._hot_bands = self._aside.begin(hot_bands, spark, stage.scratch("pairs"), sources, self._settings)
         near = steps.resolved(edges, documents, self._settings, stage)
         with step(spark, "dedup: naming the removed and the kept"):
             copies = self._ranked.where(F.col("kind") == KIND_COPY)
@@ -86,8 +85,9 @@ class Deduplication:
                 found = found.unionAll(self._earlier.standing_removals().select(*found.columns))
             kinds = {kind: F.count_if(F.col("kind") == kind) for kind in ("exact", "near")}
             duplicates, self._counts = stage.append(found, kinds)
-        self._clusters = self._aside.submit(stage.beside, steps.clusters_of(duplicates), "_clusters")
-        self._entered = self._aside.submit(self._count_entered)
+        clusters = steps.clusters_of(duplicates)
+        self._clusters = self._aside.begin(stage.beside, clusters, "_clusters", compression="zstd")
+        self._entered = self._aside.begin(self._count_entered)
 
     def _fingerprints(self) -> str:
         """Where the fingerprints of the documents lie: in their signals, or measured now."""

@@ -118,21 +118,37 @@ def bucket_of(spots: Hashes, buckets: int) -> NDArray[np.int64]:
     return ((file + row // np.uint64(_SPOT_ROWS)) % np.uint64(buckets)).astype(np.int64)
 
 
-def located(known: Hashes, wanted: Hashes) -> NDArray[np.int64]:
-    """The places of wanted numbers (n) among distinct ones; len(known) for those that are not there."""
-    out = np.empty(len(wanted), np.int64)
-    _locate(known, wanted, np.full(table_size(len(known)), -1, np.int64), out)
-    return out
+class Places:
+    """Distinct numbers, and where each stands among them.
+
+    Args:
+        known: the numbers.
+    """
+
+    def __init__(self, known: Hashes) -> None:
+        self._known, self._table = known, np.full(table_size(len(known)), -1, np.int64)
+        _fill(known, self._table)
+
+    def of(self, wanted: Hashes) -> NDArray[np.int64]:
+        """The places of wanted numbers (n); how many are known for those that are not."""
+        out = np.empty(len(wanted), np.int64)
+        _locate(self._known, self._table, wanted, out)
+        return out
 
 
 @njit(nogil=True, cache=True)
-def _locate(known: Hashes, wanted: Hashes, table: NDArray[np.int64], out: NDArray[np.int64]) -> None:
+def _fill(known: Hashes, table: NDArray[np.int64]) -> None:
     last = np.uint64(len(table) - 1)
     for place in range(len(known)):
         slot = mix(known[place]) & last
         while table[slot] >= 0:
             slot = (slot + np.uint64(1)) & last
         table[slot] = place
+
+
+@njit(nogil=True, cache=True)
+def _locate(known: Hashes, table: NDArray[np.int64], wanted: Hashes, out: NDArray[np.int64]) -> None:
+    last = np.uint64(len(table) - 1)
     for number in range(len(wanted)):
         slot = mix(wanted[number]) & last
         while table[slot] >= 0 and known[table[slot]] != wanted[number]:
