@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from small_corpus import table
 
 from spark_jobs.content import text_buffers
+from spark_jobs.rules.characters import character_classes, decode
 from spark_jobs.rules.text_numbers import TEXT_NUMBERS, text_numbers
 from spark_jobs.rules.thresholds import Rules
 from spark_jobs.rules.verdicts import verdicts_of
@@ -83,6 +84,12 @@ def test_buffers_of_slices_and_nulls(data):
     buffer, bounds = text_buffers(column)
     assert [bytes(buffer[bounds[n] : bounds[n + 1]]).decode() for n in range(count)] == wanted
     assert measured(column) == [numbers_of(text) for text in wanted]
+
+
+def test_bytes_that_are_no_text_stay_inside_the_table_of_characters():
+    for lead in range(0x100):
+        number, _ = decode.py_func(np.array([lead, 0xFF, 0xFF, 0xFF], np.uint8), 0)
+        assert number < len(character_classes())
 
 
 def test_every_character_is_measured_as_python_does():

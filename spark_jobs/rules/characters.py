@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 
 WORD, ALPHANUMERIC = np.uint8(1), np.uint8(2)
 CODE_POINTS = 0x110000
+# What four bytes can hold: in text that is no UTF-8, `decode` finds numbers beyond the code points.
+_NUMBERS = 1 << 21
 
 
 @functools.cache
 def character_classes() -> NDArray[np.uint8]:
     r"""Bits by code point: ALPHANUMERIC where `str.isalnum`, WORD there and for "_", which is the `\w` of `re`."""
     characters = np.arange(CODE_POINTS, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
-    classes = np.zeros(CODE_POINTS, np.uint8)
+    classes = np.zeros(_NUMBERS, np.uint8)
     for run in re.finditer(r"\w+", characters):
         classes[slice(*run.span())] = WORD | ALPHANUMERIC
     classes[ord("_")] = WORD
@@ -24,7 +26,8 @@ def character_classes() -> NDArray[np.uint8]:
 
 @njit(inline="always")
 def decode(data: NDArray[np.uint8], at: int) -> tuple[np.uint32, int]:
-    """The code point that starts at `data[at]` of valid UTF-8, and how many bytes it takes."""
+    """The code point that starts at `data[at]` of valid UTF-8, and how many bytes it takes; of other bytes some number
+    of 21 bits."""
     lead = np.uint32(data[at])
     if lead < 0x80:
         return lead, 1
