@@ -47,8 +47,8 @@ class TrainingBatches:
         seed: of the order, and of what objectives draw.
         data: weights of the streams, how far they are shuffled, and the sequence-length warm-up.
         predict: rows -> inputs and labels; default: the next token.
-        flatten: lay sequences that have positions end to end in one row, which is what the variable-length kernels of
-            flash attention take for documents.
+        flatten: lay sequences that have positions end to end in one row, and tell where documents begin in it: what
+            the kernels for sequences of many lengths take (attention.py).
     """
 
     def __init__(
@@ -244,7 +244,10 @@ def _has_gpu() -> bool:
 
 
 def tensors(arrays: Arrays, *, flatten: bool = False) -> "MicroBatch":
-    """Contiguous int64 tensors, in page-locked memory where there is a GPU; torch reuses that when a copy is done."""
+    """Contiguous tensors of int64, in page-locked memory where there is a GPU; torch reuses that when a copy is done.
+
+    Flattened, they are of one row and have `document_borders` with them, of int32.
+    """
     import torch
 
     flatten, pinned = flatten and "position_ids" in arrays, _has_gpu()
@@ -253,4 +256,19 @@ def tensors(arrays: Arrays, *, flatten: bool = False) -> "MicroBatch":
         shape = (1, array.size) if flatten else array.shape
         found[name] = torch.empty(shape, dtype=torch.int64, pin_memory=pinned)
         found[name].numpy().reshape(array.shape)[...] = array
+    if flatten:
+        borders = torch.from_numpy(document_borders(arrays["position_ids"]))
+        found["document_borders"] = borders.pin_memory() if pinned else borders
     return found
+
+
+def document_borders(positions: NDArray[Any]) -> NDArray[np.int32]:
+    """Where documents begin in rows of positions laid end to end, and where the last ends.
+
+    The end is repeated, as documents of no tokens, up to a power of two: so that there are few different shapes, for
+    each of which a model is compiled.
+    """
+    begins = np.flatnonzero(positions == 0)
+    borders = np.full(max(64, 1 << len(begins).bit_length()), positions.size, np.int32)
+    borders[: len(begins)] = begins
+    return borders

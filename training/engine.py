@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training import attention as attentions
 from training import model as models
 from training import optimizer as optimizers
 from training.config import Recipe
@@ -43,6 +44,8 @@ def build(
     compute = recipe.compute
     _refuse_what_is_missing(recipe, configuration, processes.precision)
     model = models.build(config, recipe.seed, recipe.from_pretrained)
+    in_16_bits = processes.device.type == "cuda" and processes.precision != "fp32"
+    attentions.use_fused(model, recipe.objective, recipe.attention, in_16_bits=in_16_bits)
     if compute.checkpoint_activations:
         model.activation_checkpointing_enable()
     computes_losses(

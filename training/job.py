@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizer.encode import Encoder
 from tokenizer.shards import ShardIndex
+from training.attention import takes_borders
 from training.batches import EvaluationBatches, TrainingBatches
 from training.checkpoint import Checkpoint, Checkpoints, Retention
 from training.config import Recipe
@@ -93,7 +94,7 @@ class Job:
         """Give batches the form that the attention of a model wants."""
         for batches in (self.training.batches, self.evaluation):
             if batches:
-                batches.flatten = str(model.config._attn_implementation).startswith("flash")
+                batches.flatten = takes_borders(model)
 
     def checkpoint(
         self,

@@ -1,0 +1,74 @@
+"""Attention by torch's fused kernels, which are told that it is causal, and where documents begin, and need no mask.
+
+`transformers` gives a compiled model a mask of all pairs of tokens, since it cannot look at positions then; with a
+mask torch computes the pairs that nothing may see, and takes none of its flash kernels. The kernel for documents is
+torch.nn.attention.varlen, in 16 bits on GPUs only; elsewhere documents are kept apart by a mask.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from training.config import Attention, Objective
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+FUSED = "fused"
+# Each token sees all before it, in every layer, and logits are scaled by the head size alone.
+PLAIN = ("gpt2", "llama")
+
+
+def use_fused(model: "PreTrainedModel", objective: Objective, attention: Attention, *, in_16_bits: bool) -> None:
+    """Have a model compute its attention here, where that is what its own would be; else leave it as it is.
+
+    Args:
+        in_16_bits: whether queries and keys are so and on a GPU.
+    """
+    if model.config.model_type not in PLAIN or objective.kind not in ("causal", "fill_in_the_middle"):
+        return
+    if attention == "document" and (not in_16_bits or _attention_dropout(model.config)):
+        return
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(FUSED, fused_attention)
+    model.set_attn_implementation(FUSED)
+
+
+def takes_borders(model: "PreTrainedModel") -> bool:
+    """Whether a model keeps documents apart by the `document_borders` of flattened batches."""
+    return bool(model.config._attn_implementation == FUSED)
+
+
+def fused_attention(
+    module: "torch.nn.Module",
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    attention_mask: None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    document_borders: "torch.Tensor | None" = None,
+    **others: Any,
+) -> "tuple[torch.Tensor, None]":
+    """Causal attention as `transformers` calls it: (B, heads, T, head size) -> (B, T, heads, head size).
+
+    Args:
+        document_borders: of one row of documents: int32, where each begins and the last ends (batches.py).
+    """
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+    if document_borders is None:
+        return sdpa_attention_forward(module, query, key, value, None, dropout=dropout, scaling=scaling, **others)
+    from torch.nn.attention.varlen import varlen_attn
+
+    groups = query.shape[1] // key.shape[1]
+    rows = [one.transpose(1, 2)[0] for one in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
+    longest = min(query.shape[2], module.config.max_position_embeddings)
+    seen = varlen_attn(
+        *rows, document_borders, document_borders, longest, longest, scale=scaling, window_size=(-1, 0)
+    )
+    return seen.unsqueeze(0), None
+
+
+def _attention_dropout(config: Any) -> float:
+    return float(getattr(config, "attn_pdrop", 0.0) or getattr(config, "attention_dropout", 0.0))
