@@ -6,6 +6,7 @@ number of all labels, does not depend on the cut.
 
 import contextlib
 import functools
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,6 +96,58 @@ class ChunkedLosses(torch.autograd.Function):
         return in_hidden, (of_weight * scale).to(weight_dtype), in_bias, None, None, None, None
 
 
+# Compiled, a kernel that writes into parts of a tensor gave gradients of zero on a GPU (torch 2.11).
+@torch.compiler.disable
+def in_chunks(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    chunk_tokens: int,
+    z_loss: float,
+) -> Sums:
+    """`summed_losses` of hidden (N, H) @ weight.T (V, H) + bias (V,): by Liger on GPUs where it is installed."""
+    if hidden.is_cuda and has_liger():
+        return _by_liger(hidden, weight, bias, labels, chunk_tokens, z_loss)
+    with_gradient = torch.is_grad_enabled()
+    return ChunkedLosses.apply(hidden, weight, bias, labels, chunk_tokens, z_loss, with_gradient)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def has_liger() -> bool:
+    """Whether the package liger-kernel is there (Hsu et al., "Liger Kernel", 2024)."""
+    return importlib.util.find_spec("liger_kernel") is not None
+
+
+def _by_liger(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    chunk_tokens: int,
+    z_loss: float,
+) -> Sums:
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    # It makes chunks of about this many times N · H / V tokens.
+    multiple = max(1, chunk_tokens * len(weight) // hidden.numel())
+    found = liger_fused_linear_cross_entropy(
+        hidden,
+        weight,
+        labels,
+        bias=bias,
+        ignore_index=IGNORED,
+        lse_square_scale=z_loss,
+        reduction="sum",
+        return_z_loss=bool(z_loss),
+        accum_dtype=torch.float32,
+        chunk_mem_const=multiple,
+    )
+    if not z_loss:
+        return found, found.detach()
+    return found.loss, (found.loss - found.z_loss).detach()
+
+
 def computes_losses(
     model: "PreTrainedModel", *, chunk_tokens: int, z_loss: float, autocast: torch.dtype | None
 ) -> "PreTrainedModel":
@@ -142,15 +195,8 @@ def _head_computes_losses(head: Any, chunk_tokens: int, z_loss: float, autocast:
         if target_ids is None:
             return plain(hidden)
         flat = hidden.flatten(0, -2)
-        return ChunkedLosses.apply(
-            flat if autocast is None else flat.to(autocast),
-            head.weight,
-            head.bias,
-            target_ids.flatten(),
-            chunk_tokens,
-            z_loss,
-            torch.is_grad_enabled(),
-        )
+        flat = flat if autocast is None else flat.to(autocast)
+        return in_chunks(flat, head.weight, head.bias, target_ids.flatten(), chunk_tokens, z_loss)
 
     head.forward = forward
 

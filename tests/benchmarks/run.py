@@ -160,6 +160,11 @@ def training() -> Iterator[Line]:
     return training_speed.training_lines()
 
 
+def gpu() -> Iterator[Line]:
+    """Larger models on one GPU, beside a bare compiled loop."""
+    return training_speed.gpu_lines()
+
+
 @cache
 def _truth() -> tuple[Truth, int]:
     """All similar pairs of the accuracy corpus, and how many of them brute force has confirmed."""
@@ -210,7 +215,7 @@ def _finished(name: str, lines: Iterator[Line]) -> Iterator[Line]:
 def main() -> int:
     parts = {
         part.__name__: part
-        for part in (accuracy, peers, speed, growth, memory, encoding, shards, reading, loader, training)
+        for part in (accuracy, peers, speed, growth, memory, encoding, shards, reading, loader, training, gpu)
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="the parts to run")

@@ -1,7 +1,7 @@
 """training/train.py beside a bare PyTorch loop and Hugging Face's Trainer: the same model, data, batch and cores.
 
-All are run in turns, some rounds long, and the best round of each counts: other work on the machine only ever slows
-one down. On a machine with a GPU the larger models are run there, too.
+On CPUs all are run in turns, some rounds long, and the best round of each counts: other work on the machine only ever
+slows one down. On a GPU the larger models are run, once.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ WORK = BENCH / "training"
 ACCELERATE = "accelerate==1.15.0"  # which Trainer needs and the project does not
 ROUNDS, TOKENS = 3, 3_000_000
 BARE_BAR, TRAINER_BAR, BEST_BAR = 0.95, 1.0, 1.5
+GPU_STEP_TOKENS = 128 * 1024
 MFU_BARS, WAIT_BAR, PEAK_FLOPS = {"124M": 0.45, "1.5B": 0.50}, 0.005, 989e12
 
 
@@ -56,26 +58,47 @@ SMALL = Setting(Model(hidden_size=256, layers=6, heads=4, feed_forward_size=704)
 MEDIUM = Model(architecture="gpt2", hidden_size=768, layers=12, heads=12)
 LARGE = Model(architecture="gpt2", hidden_size=1600, layers=48, heads=25)
 ON_GPU = {
-    (name, length): Setting(model, 50304, length, 64 * 1024 // length * 4, micro * 1024 // length, steps=20)
-    for name, model, micro in (("124M", MEDIUM, 32), ("1.5B", LARGE, 8))
+    (name, length): Setting(model, 50304, length, GPU_STEP_TOKENS // length, micro * 1024 // length, 6, 3)
+    for name, model, micro in (("124M", MEDIUM, 32), ("1.5B", LARGE, 16))
     for length in (1024, 2048)
 }
+GPU_COMPUTE = {"precision": "bf16", "compile": "true"}
 
 
-def training_lines() -> Iterator[Line]:
-    """Tokens a second on CPUs, and on a GPU where there is one."""
-    yield from _on_cpus()
+def gpu_lines() -> Iterator[Line]:
+    """Share of the peak that larger models reach on one GPU, where there is one."""
     import torch
 
     if not torch.cuda.is_available():
-        yield Line("training", "124M and 1.5B on one GPU", "did not run: this machine has no GPU")
+        yield Line("gpu", "124M and 1.5B on one GPU", "did not run: this machine has no GPU")
         return
     for (name, length), setting in ON_GPU.items():
-        yield from _on_gpu(name, length, setting)
+        shards = shards_of(setting.vocab_size)
+        what = f"{name} at {length} in bf16 on a {torch.cuda.get_device_name()}"
+        print(f"gpu: {what} ...", file=sys.stderr, flush=True)
+        ours = _ours(setting, shards, compute=GPU_COMPUTE, deepspeed="zero1.json")
+        bare = _other("bare", setting, shards, precision="bf16", compile=True)
+        yield from compared_on_gpu(name, what, setting, ours, bare)
 
 
-def _on_cpus() -> Iterator[Line]:
-    shards = _shards(SMALL.vocab_size)
+def compared_on_gpu(
+    name: str, what: str, setting: Setting, ours: dict[str, float], bare: dict[str, float]
+) -> Iterator[Line]:
+    """The bars of one model and length."""
+    per_token = _flops_per_token(setting)
+    mfu, theirs = (setting.step_tokens / run["seconds"] * per_token / PEAK_FLOPS for run in (ours, bare))
+    aside = f" ({setting.step_tokens / ours['seconds']:,.0f} tokens/s)"
+    yield at_least("gpu", f"{what}, MFU", mfu, MFU_BARS[name], "{:.1%}", aside)
+    yield at_least("gpu", f"{what}, times a bare compiled loop", mfu / theirs, 1.0, aside=f" (it: {theirs:.1%})")
+    spent = {key: ours[key] / ours["seconds"] for key in ours if key.endswith("_seconds")}
+    split = ", ".join(f"{key.removesuffix('_seconds').replace('_', ' ')} {share:.1%}" for key, share in spent.items())
+    yield Line("gpu", f"{what}, a step's time", split)
+    yield at_most("gpu", f"{what}, wait for data", spent["data_wait_seconds"], WAIT_BAR, "{:.2%}")
+
+
+def training_lines() -> Iterator[Line]:
+    """Tokens a second on CPUs."""
+    shards = shards_of(SMALL.vocab_size)
     contenders = {
         "ours, fp32": lambda: _ours(SMALL, shards, compute={}),
         "bare": lambda: _other("bare", SMALL, shards),
@@ -100,24 +123,6 @@ def _on_cpus() -> Iterator[Line]:
     yield at_least("training", what, best / ours, BEST_BAR, aside=aside.format(best))
 
 
-def _on_gpu(name: str, length: int, setting: Setting) -> Iterator[Line]:
-    shards = _shards(setting.vocab_size)
-    compute = {"precision": "bf16", "compile": "true", "loss_chunk_tokens": 8192}
-    ours = _ours(setting, shards, compute=compute, deepspeed="zero1.json")
-    bare = _other("bare", setting, shards, precision="bf16", compile=True)
-    per_token = _flops_per_token(setting)
-    mfu, theirs = (setting.step_tokens / run["seconds"] * per_token / PEAK_FLOPS for run in (ours, bare))
-    what = f"{name} at {length} in bf16 on one GPU"
-    yield at_least("training", f"{what}, MFU", mfu, MFU_BARS[name], "{:.1%}")
-    yield at_least("training", f"{what}, times a bare compiled loop", mfu / theirs, 1.0, aside=f" (it: {theirs:.1%})")
-    spent = {key: ours[key] / ours["seconds"] for key in ours if key.endswith("_seconds")}
-    if spent:
-        split = ", ".join(f"{key.removesuffix('_seconds')} {share:.1%}" for key, share in spent.items())
-        yield Line("training", f"{what}, a step's time", split)
-    if "data_wait_seconds" in spent:
-        yield at_most("training", f"{what}, wait for data", spent["data_wait_seconds"], WAIT_BAR, "{:.2%}")
-
-
 def _flops_per_token(setting: Setting) -> float:
     """6N + 12 L d T."""
     import torch
@@ -131,14 +136,30 @@ def _flops_per_token(setting: Setting) -> float:
 def _ours(
     setting: Setting, shards: Path, compute: dict[str, object], deepspeed: str = "zero0.json"
 ) -> dict[str, float]:
-    """Median seconds of a step, and of its parts where the metrics tell them, by training/train.py."""
+    """Median seconds of a step, and of its parts, by training/train.py, which is ended when they are known."""
     output = WORK / "run"
     shutil.rmtree(output, ignore_errors=True)
-    steps = setting.warmup_steps + setting.steps
+    with (WORK / "train.log").open("w+") as log:
+        job = subprocess.Popen(command_of(setting, shards, output, compute, deepspeed), stdout=log, stderr=log)
+        while len(rows := rows_of(output)) < setting.warmup_steps + setting.steps and job.poll() is None:
+            time.sleep(0.5)
+        failed = job.poll() is not None
+        job.kill()
+        job.wait()
+        if failed:
+            log.seek(0)
+            raise RuntimeError(f"training/train.py failed:\n{log.read()[-2000:]}")
+    return medians(rows, setting)
+
+
+def command_of(
+    setting: Setting, shards: Path, output: Path, compute: dict[str, object], deepspeed: str
+) -> list[str]:
+    """training/train.py on a setting, without an end."""
     options: dict[str, object] = {
         "shards": shards,
         "output": output,
-        "max_steps": steps,
+        "max_steps": 10**6,
         "evaluation_tokens": 0,
         "checkpoint_every": 10**6,
         "deepspeed": ROOT / "infra" / "deepspeed" / deepspeed,
@@ -150,14 +171,32 @@ def _ours(
     options |= {f"model.{name}": value for name, value in vars(setting.model).items() if value != ""}
     options |= {f"compute.{name}": value for name, value in compute.items()}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    _run([sys.executable, str(ROOT / "training" / "train.py"), *words], {})
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()][setting.warmup_steps :]
-    keys = [key for key in rows[0] if key == "seconds" or key.endswith("_seconds")]
-    return {key: float(np.median([row.get(key, 0.0) for row in rows])) for key in keys}
+    return [sys.executable, str(ROOT / "training" / "train.py"), *words]
+
+
+def rows_of(output: Path) -> list[dict[str, float]]:
+    """The metrics of whole lines, of a run that may be going on."""
+    path = output / "metrics.jsonl"
+    text = path.read_text() if path.is_file() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def medians(rows: list[dict[str, float]], setting: Setting) -> dict[str, float]:
+    """Of the seconds in the metrics, from the first step on that is not for warming up."""
+    taken = rows[setting.warmup_steps : setting.warmup_steps + setting.steps]
+    keys = [key for key in taken[0] if key == "seconds" or key.endswith("_seconds")]
+    return {key: float(np.median([row.get(key, 0.0) for row in taken])) for key in keys}
 
 
 def _other(loop: str, setting: Setting, shards: Path, **more: object) -> dict[str, float]:
     """Median seconds of a step by a loop of training_loops.py."""
+    environment = {"PYTHONPATH": f"{ROOT}:{_accelerate()}"} if loop == "trainer" else {"PYTHONPATH": str(ROOT)}
+    printed = _run(other_command(loop, setting, shards, **more), environment)
+    return {"seconds": float(np.median(json.loads(printed.splitlines()[-1])))}
+
+
+def other_command(loop: str, setting: Setting, shards: Path, **more: object) -> list[str]:
+    """training_loops.py on a setting."""
     record = setting.config().to_diff_dict()
     settings: dict[str, object] = {
         "loop": loop,
@@ -172,9 +211,7 @@ def _other(loop: str, setting: Setting, shards: Path, **more: object) -> dict[st
         "compile": False,
         "threads": _threads(),
     }
-    environment = {"PYTHONPATH": f"{ROOT}:{_accelerate()}"} if loop == "trainer" else {"PYTHONPATH": str(ROOT)}
-    printed = _run([sys.executable, str(HERE / "training_loops.py"), json.dumps(settings | more)], environment)
-    return {"seconds": float(np.median(json.loads(printed.splitlines()[-1])))}
+    return [sys.executable, str(HERE / "training_loops.py"), json.dumps(settings | more)]
 
 
 def _run(command: list[str], environment: dict[str, str]) -> str:
@@ -195,7 +232,7 @@ def _accelerate() -> Path:
     return folder
 
 
-def _shards(vocab_size: int) -> Path:
+def shards_of(vocab_size: int) -> Path:
     """Random tokens of a vocabulary, and a tokenizer of as many words that goes with them."""
     folder = WORK / f"shards-{vocab_size}"
     if (folder / "index.json").is_file():
