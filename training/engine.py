@@ -1,5 +1,7 @@
 """The DeepSpeed engine of a run: the user's ZeRO settings, completed by what the run's own settings decide."""
 
+import contextlib
+import io
 import logging
 import shutil
 from pathlib import Path
@@ -54,12 +56,13 @@ def build(
         z_loss=recipe.optimizer.z_loss,
         autocast=torch.bfloat16 if processes.autocast else None,
     )
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizers.build(model, recipe.optimizer),
-        config=_completed(recipe, configuration, processes),
-        dist_init_required=False,
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed's bf16 optimizer prints the memory of each group
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizers.build(model, recipe.optimizer),
+            config=_completed(recipe, configuration, processes),
+            dist_init_required=False,
+        )
     if compute.compile:
         engine.compile(backend="inductor")
     return engine

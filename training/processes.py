@@ -112,6 +112,7 @@ def _quieten() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message=r"barrier\(\)", module="torch.distributed")
 
 
 def leave() -> None:

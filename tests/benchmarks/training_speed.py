@@ -30,7 +30,6 @@ WORK = BENCH / "training"
 ACCELERATE = "accelerate==1.15.0"  # which Trainer needs and the project does not
 ROUNDS, TOKENS = 3, 3_000_000
 BARE_BAR, TRAINER_BAR, BEST_BAR = 0.95, 1.0, 1.5
-GPU_STEP_TOKENS = 128 * 1024
 MFU_BARS, WAIT_BAR, PEAK_FLOPS = {"124M": 0.45, "1.5B": 0.50}, 0.005, 989e12
 
 
@@ -57,12 +56,20 @@ class Setting:
 SMALL = Setting(Model(hidden_size=256, layers=6, heads=4, feed_forward_size=704), 8192, 256, 16, 8, steps=8)
 MEDIUM = Model(architecture="gpt2", hidden_size=768, layers=12, heads=12)
 LARGE = Model(architecture="gpt2", hidden_size=1600, layers=48, heads=25)
-ON_GPU = {
-    (name, length): Setting(model, 50304, length, GPU_STEP_TOKENS // length, micro * 1024 // length, 6, 3)
-    for name, model, micro in (("124M", MEDIUM, 32), ("1.5B", LARGE, 16))
-    for length in (1024, 2048)
-}
+LENGTHS, AMPLE_BYTES = (1024, 2048), 120e9
 GPU_COMPUTE = {"precision": "bf16", "compile": "true"}
+
+
+def on_gpu(length: int, memory_bytes: float) -> dict[str, Setting]:
+    """The models of the GPU's bars, by name; a larger micro-batch of the larger one where memory is ample."""
+    micro = 20 if memory_bytes > AMPLE_BYTES else 12
+    return {
+        name: Setting(model, 50304, length, sequences * 1024 // length, micro * 1024 // length, steps, warmup)
+        for name, model, sequences, micro, steps, warmup in (
+            ("124M", MEDIUM, 256, 32, 10, 3),
+            ("1.5B", LARGE, 120, micro, 4, 2),
+        )
+    }
 
 
 def gpu_lines() -> Iterator[Line]:
@@ -72,9 +79,10 @@ def gpu_lines() -> Iterator[Line]:
     if not torch.cuda.is_available():
         yield Line("gpu", "124M and 1.5B on one GPU", "did not run: this machine has no GPU")
         return
-    for (name, length), setting in ON_GPU.items():
+    memory = torch.cuda.get_device_properties(0).total_memory
+    for name, setting in (item for length in LENGTHS for item in on_gpu(length, memory).items()):
         shards = shards_of(setting.vocab_size)
-        what = f"{name} at {length} in bf16 on a {torch.cuda.get_device_name()}"
+        what = f"{name} at {setting.length} in bf16 on a {torch.cuda.get_device_name()}"
         print(f"gpu: {what} ...", file=sys.stderr, flush=True)
         ours = _ours(setting, shards, compute=GPU_COMPUTE, deepspeed="zero1.json")
         bare = _other("bare", setting, shards, precision="bf16", compile=True)
@@ -152,9 +160,7 @@ def _ours(
     return medians(rows, setting)
 
 
-def command_of(
-    setting: Setting, shards: Path, output: Path, compute: dict[str, object], deepspeed: str
-) -> list[str]:
+def command_of(setting: Setting, shards: Path, output: Path, compute: dict[str, object], deepspeed: str) -> list[str]:
     """training/train.py on a setting, without an end."""
     options: dict[str, object] = {
         "shards": shards,
