@@ -114,7 +114,11 @@ def test_flattened_micro_batches_hold_the_same_tokens_and_borders(encoder, rows)
 
     arrays = Causal(END)(rows[:4], keys(4))
     flat, plain = tensors(dict(arrays), flatten=True), tensors(dict(arrays))
+    borders = flat.pop("document_borders")
     assert {name: tensor.shape for name, tensor in flat.items()} == dict.fromkeys(plain, (1, 4 * 128))
+    begins = np.flatnonzero(plain["position_ids"].numpy().ravel() == 0).tolist()
+    assert borders.dtype == torch.int32
+    assert borders.tolist() == begins + [4 * 128] * (64 - len(begins))
     model = model_of("causal", encoder).eval()
     with torch.no_grad():
         one = model(input_ids=flat["input_ids"], position_ids=flat["position_ids"]).logits

@@ -61,10 +61,19 @@ def fused_attention(
         return sdpa_attention_forward(module, query, key, value, None, dropout=dropout, scaling=scaling, **others)
     from torch.nn.attention.varlen import varlen_attn
 
-    groups = query.shape[1] // key.shape[1]
-    rows = [one.transpose(1, 2)[0] for one in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
-    longest = min(query.shape[2], module.config.max_position_embeddings)
-    seen = varlen_attn(*rows, document_borders, document_borders, longest, longest, scale=scaling, window_size=(-1, 0))
+    config: Any = module.config
+    longest, groups = min(query.shape[2], config.max_position_embeddings), query.shape[1] // key.shape[1]
+    seen: Any = varlen_attn(
+        query.transpose(1, 2)[0],
+        repeat_kv(key, groups).transpose(1, 2)[0],
+        repeat_kv(value, groups).transpose(1, 2)[0],
+        document_borders,
+        document_borders,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1, 0),
+    )
     return seen.unsqueeze(0), None
 
 

@@ -223,8 +223,8 @@ class Compute:
         compile: have torch.compile translate the model; needs a C++ compiler, some seconds to minutes at the start.
         checkpoint_activations: keep only the inputs of the blocks and compute them again in the backward pass: a
             third more work for a fraction of the memory.
-        loss_chunk_tokens: compute logits and loss for so many tokens at a time, so that the logits of a micro-batch
-            never exist at once; 0 = all at once.
+        loss_chunk_tokens: compute logits and loss for about so many tokens at a time, so that the logits of a
+            micro-batch never exist at once; 0 = all at once, which is faster where they fit.
     """
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

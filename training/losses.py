@@ -96,8 +96,7 @@ class ChunkedLosses(torch.autograd.Function):
         return in_hidden, (of_weight * scale).to(weight_dtype), in_bias, None, None, None, None
 
 
-# Compiled, a kernel that writes into parts of a tensor gave gradients of zero on a GPU (torch 2.11).
-@torch.compiler.disable
+@torch.compiler.disable  # compiled, ChunkedLosses gave wrong gradients on a GPU (torch 2.11)
 def in_chunks(
     hidden: torch.Tensor,
     weight: torch.Tensor,

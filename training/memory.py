@@ -4,7 +4,8 @@ What torch and DeepSpeed 0.19 keep is added up part by part, and the peak is tha
 forward pass (all activations and the logits), the end of the backward pass (gradients and the buckets that reduce
 them), and the optimizer's update (a flat copy of the gradients beside them); on CPUs their sum, since what the
 allocator gets back stays with the process in pieces (SCATTERED). On CPUs it is checked against real runs of one
-process (ARCHITECTURE.md); on GPUs what the allocator wastes and the CUDA context come on top (RESERVED).
+process, and on a GPU (ARCHITECTURE.md), where what the allocator wastes and the CUDA context come on top (RESERVED).
+A compiled model takes less, by as much as torch.compile sees fit to compute again: it is not counted.
 """
 
 from dataclasses import dataclass

@@ -51,10 +51,10 @@ def take_step(
     _set_learning_rate(engine, learning_rate)
     size = engine.train_micro_batch_size_per_gpu()
     share = list(batches.share(consumed, size, processes.rank, processes.world_size))
-    scale = _scale(share, processes)
-    total = torch.zeros((), device=engine.device)
-    for batch in share:
-        loss, nats = summed_losses(engine, batch)
+    later = (summed_losses(engine, batch) for batch in share[1:])
+    first = summed_losses(engine, share[0])
+    total, scale = torch.zeros((), device=engine.device), _scale(share, processes)  # while the device is busy
+    for loss, nats in itertools.chain([first], later):
         engine.backward(loss * scale, scale_wrt_gas=False)
         engine.step()
         total += nats
