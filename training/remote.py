@@ -43,8 +43,9 @@ class Cache:
     def __init__(self, place: str, folder: Path, limit_bytes: int) -> None:
         from pyarrow import fs
 
-        self.place, self.limit_bytes = place, limit_bytes
         self._remote, self._root = fs.FileSystem.from_uri(place)
+        # As it is told, without keys and options that the URI may hold.
+        self.place, self.limit_bytes = f"{place.split(':')[0]}://{self._root}", limit_bytes
         self.folder = folder / xxhash.xxh3_64_hexdigest(place.rstrip("/").encode())
         (self.folder / "tokenizer").mkdir(parents=True, exist_ok=True)
         with self._locked():
