@@ -56,6 +56,7 @@ def test_bad_steps_are_skipped_by_all_then_gone_back_from_and_a_killed_run_does_
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert "steps up to 7 were bad: going back to step 4, on other data" in first
     assert [row.get("rewound_from") for row in rows] == [None] * 4 + [7] + [None] * 9
+    assert not any("resumed" in row for row in rows)
     assert all((row["rewinds"], row["steps_rewound"]) == (1, 3) for row in rows[4:])
     windows = [row["epoch"] for row in rows]
     assert windows[4] / windows[3] == pytest.approx(8 / 4, abs=1e-3)

@@ -1,7 +1,7 @@
 """What only a GPU runs: documents by varlen attention, 16-bit weights, offload, resuming, the planner's memory.
 
-All are skipped where there is none. In 16 bits the order of operations shows, so curves
-are held to 0.1 nats; they fall by 3.
+All are skipped where there is none. In 16 bits the order of operations shows: curves, which fall by three nats, are
+held to 0.1.
 """
 
 import json
@@ -19,6 +19,7 @@ from small_shards import make_shards
 from training.attention import FUSED, use_fused
 from training.batches import tensors
 from training.config import Model, Objective
+from training.losses import has_liger, in_chunks, summed_losses
 from training.memory import Layout, estimate
 from training.model import build, configuration
 from training.objectives import Causal
@@ -66,6 +67,26 @@ def test_documents_in_one_row_get_the_logits_of_each_alone(shape, compiled):
         across = model(input_ids=ids).logits
     assert (together - alone).norm() / alone.norm() < 0.01
     assert (across - alone).norm() / alone.norm() > 0.05
+
+
+@pytest.mark.skipif(not has_liger(), reason="needs liger-kernel")
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+@pytest.mark.parametrize("biased", [False, True])
+def test_chunks_by_liger_have_losses_and_gradients_of_the_whole(z_loss, biased):
+    generator, ways = torch.Generator().manual_seed(0), []
+    drawn = [torch.randn(*size, generator=generator).cuda() for size in ((200, 64), (300, 64), (300,))]
+    labels = torch.randint(0, 300, (200,), generator=generator).cuda()
+    labels[::3] = -100
+    for chunked in (False, True):
+        hidden, weight, *bias = (one.clone().requires_grad_() for one in (drawn if biased else drawn[:2]))
+        if chunked:
+            total, nats = in_chunks(hidden, weight, bias[0] if biased else None, labels, 40, z_loss)
+        else:
+            total, nats = summed_losses(torch.nn.functional.linear(hidden, weight, *bias), labels, z_loss)
+        (total / 133).backward()
+        ways.append([total.detach(), nats, hidden.grad, weight.grad, *(one.grad for one in bias)])
+    for whole, parts in zip(*ways, strict=True):
+        assert (parts - whole).norm() <= 1e-3 * whole.norm()
 
 
 def test_gradients_of_documents_are_those_of_a_mask():

@@ -12,7 +12,7 @@ from small_runs import SHORT, losses, train, words
 from small_shards import make_shards
 
 from training.batches import read_windows
-from training.remote import is_remote
+from training.remote import is_remote, without_keys
 from training.sources import CheckedStream, Sources, Storage
 
 LENGTH = 32
@@ -131,6 +131,24 @@ def test_damage_and_loss_in_s3_are_named_without_the_keys_of_the_uri(folder, buc
     bucket.delete_file("corpus/damaged/train-3.arrow")
     with pytest.raises(ValueError, match=rf"^{place}/train-3.arrow is missing; write the shards again"):
         read_all(stream)
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("s3://key:sec/ret@corpus/a/?region=x", "s3://corpus/a"),
+        ("hdfs://host:8020/a/b", "hdfs://host:8020/a/b"),
+        ("file:///a/b", "file:///a/b"),
+    ],
+)
+def test_uris_are_told_without_keys(place, told):
+    assert without_keys(place) == told
+
+
+def test_a_key_that_breaks_the_uri_is_not_told(tmp_path):
+    with pytest.raises(ValueError, match=r"^s3://corpus/a is no URI that pyarrow can open; keys belong in") as raised:
+        storage("s3://key:sec/ret@corpus/a", tmp_path)
+    assert "ret" not in str(raised.value).replace("secret", "").replace("SECRET", "")
 
 
 def test_a_run_on_s3_is_that_on_the_folder(bucket, tmp_path):

@@ -14,19 +14,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FUSED = "fused"
-# Each token sees all before it, in every layer, and logits are scaled by the head size alone.
-PLAIN = ("gpt2", "llama")
+PLAIN = ("gpt2", "llama")  # each token sees all before it, in every layer
 
 
 def use_fused(model: "PreTrainedModel", objective: Objective, attention: Attention, *, in_16_bits: bool) -> None:
     """Have a model compute its attention here, where that is what its own would be; else leave it as it is.
 
+    ValueError where documents could not be told apart at all.
+
     Args:
         in_16_bits: whether queries and keys are so and on a GPU.
     """
-    if model.config.model_type not in PLAIN or objective.kind not in ("causal", "fill_in_the_middle"):
+    config = model.config
+    if attention == "document" and config._attn_implementation.startswith("flash"):
+        raise ValueError(
+            f"attention document needs a mask, which {config._attn_implementation} does not take; leave "
+            "attn_implementation out of model.config"
+        )
+    if config.model_type not in PLAIN or objective.kind not in ("causal", "fill_in_the_middle"):
         return
-    if attention == "document" and (not in_16_bits or _attention_dropout(model.config)):
+    if config._attn_implementation != "sdpa" or (attention == "document" and not (in_16_bits and _has_varlen(config))):
         return
     from transformers import AttentionInterface
 
@@ -77,5 +84,10 @@ def fused_attention(
     return seen.unsqueeze(0), None
 
 
-def _attention_dropout(config: Any) -> float:
-    return float(getattr(config, "attn_pdrop", 0.0) or getattr(config, "attention_dropout", 0.0))
+def _has_varlen(config: Any) -> bool:
+    """Whether torch's varlen attention computes that of a model: on Ampere or later, without dropout."""
+    import torch
+
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    dropout = getattr(config, "attn_pdrop", 0.0) or getattr(config, "attention_dropout", 0.0)
+    return torch.cuda.get_device_capability() >= (8, 0) and head_size % 8 == 0 and head_size <= 256 and not dropout

@@ -65,8 +65,9 @@ class Meter:
         """Append the row of a step and show it."""
         if self._bytes_per_token:
             row["training_bits_per_byte"] = round(row["loss"] / math.log(2) / self._bytes_per_token, 6)
-        if self._resumed:
-            row["resumed"], self._resumed = 1, False
+        if self._resumed and "rewound_from" not in row:  # going back is told as such
+            row["resumed"] = 1
+        self._resumed = False
         self._file.write(_line(row))
         self._file.flush()
         step = int(row["step"])

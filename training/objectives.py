@@ -70,8 +70,8 @@ def document_positions(inputs: Rows, end_of_text_id: int) -> NDArray[np.int64]:
 
     That token is the first input of the document it precedes, as it is when text is generated from nothing, and the
     last label of the one it ends: so every token is predicted once, and none from another document. `transformers`
-    (create_causal_mask, and flash attention on one row) takes positions that do not go up by one for borders that
-    attention does not cross. It is a scan of the tokens: the text of a special token never becomes its id.
+    (create_causal_mask) takes positions that do not go up by one for borders that attention does not cross. It is a
+    scan of the tokens: the text of a special token never becomes its id.
     """
     places = np.broadcast_to(np.arange(inputs.shape[1]), inputs.shape)
     begins = np.where(inputs == end_of_text_id, places, 0)

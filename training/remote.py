@@ -30,6 +30,11 @@ def is_remote(place: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]+://", place) is not None
 
 
+def without_keys(place: str) -> str:
+    """A URI as it may be told: without the user, the password and the options that it may hold."""
+    return re.sub(r"(?<=://).*@", "", place).split("?")[0].rstrip("/")
+
+
 class Cache:
     """The local copies of one remote folder; making it fetches the index and the tokenizer.
 
@@ -43,9 +48,14 @@ class Cache:
     def __init__(self, place: str, folder: Path, limit_bytes: int) -> None:
         from pyarrow import fs
 
-        self._remote, self._root = fs.FileSystem.from_uri(place)
-        # As it is told, without keys and options that the URI may hold.
-        self.place, self.limit_bytes = f"{place.split(':')[0]}://{self._root}", limit_bytes
+        self.place, self.limit_bytes = without_keys(place), limit_bytes
+        try:
+            self._remote, self._root = fs.FileSystem.from_uri(place)
+        except ValueError:
+            raise ValueError(
+                f"{self.place} is no URI that pyarrow can open; keys belong in the environment (AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY), or with / written as %2F"
+            ) from None
         self.folder = folder / xxhash.xxh3_64_hexdigest(place.rstrip("/").encode())
         (self.folder / "tokenizer").mkdir(parents=True, exist_ok=True)
         with self._locked():

@@ -53,7 +53,8 @@ def take_step(
     share = list(batches.share(consumed, size, processes.rank, processes.world_size))
     later = (summed_losses(engine, batch) for batch in share[1:])
     first = summed_losses(engine, share[0])
-    total, scale = torch.zeros((), device=engine.device), _scale(share, processes)  # while the device is busy
+    # Labels are counted while the device is busy with the first.
+    total, scale = torch.zeros((), device=engine.device), _scale(share, processes)
     for loss, nats in itertools.chain([first], later):
         engine.backward(loss * scale, scale_wrt_gas=False)
         engine.step()

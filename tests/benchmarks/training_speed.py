@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from tokenizer.encode import END_OF_TEXT, TOKENIZER_FILE, Encoder
 from tokenizer.shards import ShardIndex, ShardWriter
+from training.arithmetic import known_peak
 from training.config import Model
 from training.model import configuration, count_parameters
 
@@ -30,7 +31,7 @@ WORK = BENCH / "training"
 ACCELERATE = "accelerate==1.15.0"  # which Trainer needs and the project does not
 ROUNDS, TOKENS = 3, 3_000_000
 BARE_BAR, TRAINER_BAR, BEST_BAR = 0.95, 1.0, 1.5
-MFU_BARS, WAIT_BAR, PEAK_FLOPS = {"124M": 0.45, "1.5B": 0.50}, 0.005, 989e12
+MFU_BARS, WAIT_BAR, LIMIT_SECONDS = {"124M": 0.45, "1.5B": 0.50}, 0.005, 1800
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ def gpu_lines() -> Iterator[Line]:
     if not torch.cuda.is_available():
         yield Line("gpu", "124M and 1.5B on one GPU", "did not run: this machine has no GPU")
         return
+    peak = known_peak(torch.cuda.get_device_name())
+    if peak is None:
+        yield Line("gpu", "124M and 1.5B on one GPU", "did not run: the peak of this GPU is not known")
+        return
     memory = torch.cuda.get_device_properties(0).total_memory
     for name, setting in (item for length in LENGTHS for item in on_gpu(length, memory).items()):
         shards = shards_of(setting.vocab_size)
@@ -86,17 +91,17 @@ def gpu_lines() -> Iterator[Line]:
         print(f"gpu: {what} ...", file=sys.stderr, flush=True)
         ours = _ours(setting, shards, compute=GPU_COMPUTE, deepspeed="zero1.json")
         bare = _other("bare", setting, shards, precision="bf16", compile=True)
-        yield from compared_on_gpu(name, what, setting, ours, bare)
+        yield from compared_on_gpu(what, setting, ours, bare, MFU_BARS[name], peak)
 
 
 def compared_on_gpu(
-    name: str, what: str, setting: Setting, ours: dict[str, float], bare: dict[str, float]
+    what: str, setting: Setting, ours: dict[str, float], bare: dict[str, float], bar: float, peak: float
 ) -> Iterator[Line]:
-    """The bars of one model and length."""
+    """The lines of one model and length, on a GPU of that peak (operations a second)."""
     per_token = _flops_per_token(setting)
-    mfu, theirs = (setting.step_tokens / run["seconds"] * per_token / PEAK_FLOPS for run in (ours, bare))
+    mfu, theirs = (setting.step_tokens / run["seconds"] * per_token / peak for run in (ours, bare))
     aside = f" ({setting.step_tokens / ours['seconds']:,.0f} tokens/s)"
-    yield at_least("gpu", f"{what}, MFU", mfu, MFU_BARS[name], "{:.1%}", aside)
+    yield at_least("gpu", f"{what}, MFU", mfu, bar, "{:.1%}", aside)
     yield at_least("gpu", f"{what}, times a bare compiled loop", mfu / theirs, 1.0, aside=f" (it: {theirs:.1%})")
     spent = {key: ours[key] / ours["seconds"] for key in ours if key.endswith("_seconds")}
     split = ", ".join(f"{key.removesuffix('_seconds').replace('_', ' ')} {share:.1%}" for key, share in spent.items())
@@ -149,14 +154,16 @@ def _ours(
     shutil.rmtree(output, ignore_errors=True)
     with (WORK / "train.log").open("w+") as log:
         job = subprocess.Popen(command_of(setting, shards, output, compute, deepspeed), stdout=log, stderr=log)
-        while len(rows := rows_of(output)) < setting.warmup_steps + setting.steps and job.poll() is None:
-            time.sleep(0.5)
-        failed = job.poll() is not None
-        job.kill()
-        job.wait()
-        if failed:
+        wanted, deadline = setting.warmup_steps + setting.steps, time.monotonic() + LIMIT_SECONDS
+        try:
+            while len(rows := rows_of(output)) < wanted and job.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.5)
+        finally:
+            job.kill()
+            job.wait()
+        if len(rows) < wanted:
             log.seek(0)
-            raise RuntimeError(f"training/train.py failed:\n{log.read()[-2000:]}")
+            raise RuntimeError(f"training/train.py took {len(rows)} of {wanted} steps:\n{log.read()[-2000:]}")
     return medians(rows, setting)
 
 
