@@ -24,11 +24,12 @@ MUON = Optimizer(kind="muon", learning_rate=0.01, muon_learning_rate=0.05, weigh
 
 @dataclass(frozen=True)
 class Case:
-    """One way to compute the steps, and the ZeRO stage."""
+    """One way to compute the steps, the ZeRO stage, and the type of the weights."""
 
     stage: int
     optimizer: Optimizer = ADAMW
     compute: Compute = PLAIN
+    weights: str = "fp32"
 
 
 CHUNKS = Compute(loss_chunk_tokens=5, checkpoint_activations=True)
@@ -43,7 +44,13 @@ CASES = {
     "muon_3": Case(3, MUON),
     "bf16": Case(2, ADAMW, Compute(precision="bf16")),
     "bf16_chunks": Case(1, ADAMW, replace(CHUNKS, precision="bf16")),
+    "bf16_weights_1": Case(1, ADAMW, weights="bf16"),
+    "bf16_weights_2": Case(2, ADAMW, weights="bf16"),
 }
+
+
+def micro_size(world_size):
+    return 2 if world_size == 1 else 1
 
 
 def global_batch(step):
@@ -68,8 +75,8 @@ class Uneven:
 
 
 def run(case, rank, world_size):
-    everyone = replace(EVERYONE, autocast=case.compute.precision == "bf16")
-    batch = Batch(LENGTH, SEQUENCES, 2 if world_size == 1 else 1)
+    everyone = replace(EVERYONE, precision=case.weights, autocast=case.compute.precision == "bf16")
+    batch = Batch(LENGTH, SEQUENCES, micro_size(world_size))
     recipe = Recipe(MODEL, batch, case.optimizer, Schedule(), 0, case.compute)
     config = configuration(MODEL, vocab_size=VOCABULARY, context_tokens=LENGTH, end_of_text_id=0)
     engine = engines.build(recipe, config, {"zero_optimization": {"stage": case.stage}}, everyone)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from numeric_steps import CASES, LENGTH, MODEL, STEPS, VOCABULARY, global_batch
+from numeric_steps import CASES, LENGTH, MODEL, STEPS, VOCABULARY, global_batch, micro_size
 from small_runs import LIMIT_SECONDS, ROOT, free_port
 from torch.nn import functional
 
@@ -38,7 +38,7 @@ def computed(request, tmp_path_factory):
     finally:
         for job in jobs:
             job.kill()
-    return json.loads(path.read_text())
+    return json.loads(path.read_text()) | {"world_size": request.param}
 
 
 class PlainMuon:
@@ -104,6 +104,42 @@ def test_every_way_of_computing_steps_is_that_of_one_big_batch(computed, name):
     assert [row[0] for row in found] == pytest.approx([row[0] for row in expected], abs=tolerance)
     if name in NORMS_KNOWN:
         assert [row[1] for row in found] == pytest.approx([row[1] for row in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_bf16_weights_have_the_sums_of_their_gradients_in_fp32(computed, stage):
+    """As plain torch does it: bf16 forward and backward, each micro-batch's gradient added in fp32, masters in fp32."""
+    settings = CASES[f"bf16_weights_{stage}"].optimizer
+    masters, model = fresh_model(), fresh_model().to(torch.bfloat16)
+    groups = [
+        {"params": [one for one in masters.parameters() if one.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [one for one in masters.parameters() if one.ndim < 2], "weight_decay": 0.0},
+    ]
+    betas, rows = (settings.beta1, settings.beta2), []
+    adam = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=settings.epsilon)
+    for step in range(STEPS):
+        batch, nats = global_batch(step), 0.0
+        count = (batch["labels"] != -100).sum()
+        for ids, labels in zip(
+            *(one.split(micro_size(computed["world_size"])) for one in batch.values()), strict=True
+        ):
+            logits = model(input_ids=ids).logits.float().flatten(0, 1)
+            loss = functional.cross_entropy(logits, labels.flatten(), reduction="sum") / count
+            loss.backward()
+            nats += loss.item()
+            for master, one in zip(masters.parameters(), model.parameters(), strict=True):
+                master.grad = one.grad.float() if master.grad is None else master.grad + one.grad.float()
+                one.grad = None
+        norm = torch.nn.utils.clip_grad_norm_(masters.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad()
+        with torch.no_grad():
+            for master, one in zip(masters.parameters(), model.parameters(), strict=True):
+                one.copy_(master)
+        rows.append((nats, norm.item()))
+    found = computed[f"bf16_weights_{stage}"]
+    assert [row[0] for row in found] == pytest.approx([row[0] for row in rows], abs=1e-3)
+    assert [row[1] for row in found] == pytest.approx([row[1] for row in rows], rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ["bf16", "bf16_chunks"])

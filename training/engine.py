@@ -109,8 +109,10 @@ def _completed(recipe: Recipe, configuration: dict[str, Any], processes: Process
         "steps_per_print": configuration.get("steps_per_print", 1 << 40),
     }
     if processes.precision != "fp32":
+        # At stage 1 a gradient goes into the fp32 sums as it comes, and its bf16 is freed, not zeroed and added to.
+        immediate = {"immediate_grad_update": True} if processes.precision == "bf16" else {}
         completed |= {
-            processes.precision: {"enabled": True},
+            processes.precision: {"enabled": True} | immediate,
             "data_types": {"grad_accum_dtype": "fp32"},
             "communication_data_type": "fp32",
         }
