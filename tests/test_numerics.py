@@ -108,7 +108,7 @@ def test_every_way_of_computing_steps_is_that_of_one_big_batch(computed, name):
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_bf16_weights_have_the_sums_of_their_gradients_in_fp32(computed, stage):
-    """As plain torch does it: bf16 forward and backward, each micro-batch's gradient added in fp32, masters in fp32."""
+    """As plain torch does it: bf16 forward and backward, the gradient of each micro-batch added in fp32."""
     settings = CASES[f"bf16_weights_{stage}"].optimizer
     masters, model = fresh_model(), fresh_model().to(torch.bfloat16)
     groups = [
