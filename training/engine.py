@@ -41,10 +41,12 @@ def build(
     import deepspeed
     import torch
 
-    from training.losses import computes_losses
+    from training.losses import computes_losses, has_liger
 
     compute = recipe.compute
     _refuse_what_is_missing(recipe, configuration, processes.precision)
+    if compute.loss_chunk_tokens and processes.device.type == "cuda" and not has_liger():
+        log.info("losses in chunks take more memory and up to twice the time without liger-kernel (pip install it)")
     model = models.build(config, recipe.seed, recipe.from_pretrained)
     in_16_bits = processes.device.type == "cuda" and processes.precision != "fp32"
     attentions.use_fused(model, recipe.objective, recipe.attention, in_16_bits=in_16_bits)
