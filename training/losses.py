@@ -106,30 +106,11 @@ def in_chunks(
     z_loss: float,
 ) -> Sums:
     """`summed_losses` of hidden (N, H) @ weight.T (V, H) + bias (V,): by Liger on GPUs where it is installed."""
-    if hidden.is_cuda and has_liger():
-        return _by_liger(hidden, weight, bias, labels, chunk_tokens, z_loss)
-    with_gradient = torch.is_grad_enabled()
-    return ChunkedLosses.apply(hidden, weight, bias, labels, chunk_tokens, z_loss, with_gradient)  # type: ignore[no-any-return]
-
-
-@functools.cache
-def has_liger() -> bool:
-    """Whether the package liger-kernel is there (Hsu et al., "Liger Kernel", 2024)."""
-    return importlib.util.find_spec("liger_kernel") is not None
-
-
-def _by_liger(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    labels: torch.Tensor,
-    chunk_tokens: int,
-    z_loss: float,
-) -> Sums:
+    if not (hidden.is_cuda and has_liger()):
+        with_gradient = torch.is_grad_enabled()
+        return ChunkedLosses.apply(hidden, weight, bias, labels, chunk_tokens, z_loss, with_gradient)  # type: ignore[no-any-return]
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    # It makes chunks of about this many times N · H / V tokens.
-    multiple = max(1, chunk_tokens * len(weight) // hidden.numel())
     found = liger_fused_linear_cross_entropy(
         hidden,
         weight,
@@ -140,11 +121,18 @@ def _by_liger(
         reduction="sum",
         return_z_loss=bool(z_loss),
         accum_dtype=torch.float32,
-        chunk_mem_const=multiple,
+        # Its chunks are of about this many times N · H / V tokens.
+        chunk_mem_const=max(1, chunk_tokens * len(weight) // hidden.numel()),
     )
     if not z_loss:
         return found, found.detach()
     return found.loss, (found.loss - found.z_loss).detach()
+
+
+@functools.cache
+def has_liger() -> bool:
+    """Whether the package liger-kernel is there (Hsu et al., "Liger Kernel", 2024)."""
+    return importlib.util.find_spec("liger_kernel") is not None
 
 
 def computes_losses(
