@@ -274,24 +274,19 @@ class Stage:
         if failure:
             self.storage.delete_folder()
 
-    def staged(self, rows: DataFrame, name: str, page_rows: int | None = None) -> DataFrame:
+    def staged(self, rows: DataFrame, name: str) -> DataFrame:
         """Write rows to a scratch table, which goes with the manifest's coming, and read them back.
 
-        Unlike a cache it survives the loss of a worker, and cuts the plan. Pages of `page_rows` rows let a reader of
-        few large rows skip those that it does not want.
+        Unlike a cache it survives the loss of a worker, and cuts the plan.
         """
-        return self.kept(rows, f"{SCRATCH_NAME}/{name}", page_rows)
-
-    def kept(self, rows: DataFrame, name: str, page_rows: int | None = None) -> DataFrame:
-        """The same with a folder of the output that stays, as `beside` writes it."""
-        self.beside(rows, name, page_rows)
-        return rows.sparkSession.read.schema(rows.schema).parquet(f"{self.storage.uri}/{name}")
+        self.beside(rows, f"{SCRATCH_NAME}/{name}")
+        return rows.sparkSession.read.schema(rows.schema).parquet(self.scratch(name))
 
     def scratch(self, name: str) -> str:
-        """Where `staged` wrote the rows of that name."""
+        """The folder of the scratch table of that name."""
         return f"{self.storage.uri}/{SCRATCH_NAME}/{name}"
 
-    def beside(self, rows: DataFrame, name: str, page_rows: int | None = None, compression: str = "none") -> None:
+    def beside(self, rows: DataFrame, name: str, compression: str = "none") -> None:
         """Write rows to a folder of the output that is not part of the table; its name begins with "_".
 
         Most are made of hashes, which neither repeat nor shrink.
@@ -299,8 +294,6 @@ class Stage:
         assert name.startswith("_")
         # A row group waits in memory until it is whole.
         writer = rows.write.option("compression", compression).option("parquet.enable.dictionary", "false")
-        if page_rows:
-            writer = writer.option("parquet.page.row.count.limit", page_rows)
         writer.option("parquet.block.size", SCRATCH_BLOCK_BYTES).parquet(f"{self.storage.uri}/{name}")
 
     def write(

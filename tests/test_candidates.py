@@ -14,7 +14,7 @@ from spark_jobs.near_duplicates.comparison import edges_of
 from spark_jobs.near_duplicates.edges import ESTIMATE, OPEN, SKETCH
 from spark_jobs.near_duplicates.fingerprints import fingerprints
 from spark_jobs.near_duplicates.records import (
-    EDGE,
+    KIND_EDGE,
     KIND_PAIR,
     KIND_REQUEST,
     PAIR,
@@ -26,10 +26,11 @@ from spark_jobs.near_duplicates.settings import BANDS, WHOLE_TEXT
 from spark_jobs.near_duplicates.sketches import DIFFERENT, SIMILAR, judge
 
 
-def records_of(blobs, kind, dtype):
+def records_of(spark, stored, kind, dtype):
     """The records of one kind, by bucket."""
     found = defaultdict(list)
-    for blob in blobs.where(f"kind = {kind}").collect():
+    for blob in stored.blobs(spark, kind).collect():
+        assert (blob.kind, blob["count"] * dtype.itemsize) == (kind, len(blob.records))
         found[blob.bucket].append(np.frombuffer(blob.records, dtype))
     return {bucket: np.concatenate(parts) for bucket, parts in found.items()}
 
@@ -59,10 +60,10 @@ def test_candidates_are_the_pairs_of_every_band_with_its_best(spark, tmp_path, b
                     expected.add((better, worse))
     assert max(map(len, bands.values())) > 2 * HUBS
     table = slim_table(spark, files, buckets, partitions)
-    blobs = candidate_pairs(table, len(files), sources, 0.7, buckets, tasks=2).localCheckpoint()
+    blobs = candidate_pairs(table, len(files), sources, 0.7, buckets, tasks=2, folder=str(tmp_path / "pairs"))
     number_of = {spot: number for number, spot in enumerate(spots.tolist())}
     found, wanted = set(), set()
-    for bucket, pairs in records_of(blobs, KIND_PAIR, PAIR).items():
+    for bucket, pairs in records_of(spark, blobs, KIND_PAIR, PAIR).items():
         assert (bucket_of(pairs["worse"], buckets) == bucket).all()
         for better, worse, band in pairs.tolist():
             found.add((number_of[better], number_of[worse]))
@@ -70,7 +71,7 @@ def test_candidates_are_the_pairs_of_every_band_with_its_best(spark, tmp_path, b
                 wanted.add((better, bucket))
             assert digests[number_of[better], band] == digests[number_of[worse], band]
     assert found == expected
-    requests = records_of(blobs, KIND_REQUEST, REQUEST)
+    requests = records_of(spark, blobs, KIND_REQUEST, REQUEST)
     assert {tuple(request) for part in requests.values() for request in part.tolist()} == wanted
     assert all((bucket_of(part["spot"], buckets) == bucket).all() for bucket, part in requests.items())
 
@@ -87,12 +88,12 @@ def compared(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("buckets", "exact"), [(1, True), (3, False), (40, True)])
-def test_edges_are_the_pairs_that_sketches_do_not_refute(spark, compared, buckets, exact):
+def test_edges_are_the_pairs_that_sketches_do_not_refute(spark, tmp_path, compared, buckets, exact):
     found, files, sources = compared
     table = slim_table(spark, files, buckets, 3)
-    pairs = candidate_pairs(table, len(files), sources, 0.7, buckets, tasks=2).localCheckpoint()
+    pairs = candidate_pairs(table, len(files), sources, 0.7, buckets, tasks=2, folder=str(tmp_path / "pairs"))
     met, number_of = {}, {spot: number for number, spot in enumerate(spots_of(files["key"]).tolist())}
-    for part in records_of(pairs, KIND_PAIR, PAIR).values():
+    for part in records_of(spark, pairs, KIND_PAIR, PAIR).values():
         for better, worse, band in part.tolist():
             pair = number_of[better], number_of[worse]
             met[pair] = min(band, met.get(pair, band))
@@ -105,9 +106,9 @@ def test_edges_are_the_pairs_that_sketches_do_not_refute(spark, compared, bucket
             places = files["place"][pair].tolist()
             keys = [files["key"][number].tobytes() for number in pair]
             expected[tuple(keys)] = (estimate, met[tuple(pair)], proof, places)
-    edges = np.concatenate(
-        [np.frombuffer(blob.records, EDGE) for blob in edges_of(table, pairs, sources, 0.7, 2, exact).collect()]
-    )
+    stored = edges_of(table, pairs, sources, 0.7, 2, exact, str(tmp_path / "edges"))
+    edges = np.concatenate(list(stored.records(KIND_EDGE)))
+    assert stored.counts == {KIND_EDGE: len(edges)}
     assert len(edges) == len(expected) > 50
     assert {edge[4] for edge in edges.tolist()} == {SKETCH, OPEN if exact else ESTIMATE}
     for edge in edges:

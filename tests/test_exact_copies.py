@@ -71,7 +71,7 @@ def table_of(spark, files, tasks):
 
 
 @pytest.mark.parametrize(("contents", "tasks"), [(40, 3), (400, 1), (10**6, 5)])
-def test_each_file_competes_once_and_each_content_by_its_best(spark, contents, tasks):
+def test_each_file_competes_once_and_each_content_by_its_best(spark, tmp_path, contents, tasks):
     draw = np.random.default_rng(contents)
     fresh = drawn_files(draw, 400, contents, 6)
     earlier = once(drawn_files(draw, 60, contents, 4))
@@ -79,7 +79,8 @@ def test_each_file_competes_once_and_each_content_by_its_best(spark, contents, t
     earlier["key"][:, RANK_BYTES] = 7  # of other files of fingerprints
     expected = np.concatenate([with_their_losses(once(fresh)), earlier])
     everything = ranked(table_of(spark, fresh, tasks), tasks).unionAll(table_of(spark, earlier, tasks))
-    blobs = folded(everything, tasks, buckets=7).collect()
+    found = folded(everything, tasks, 7, str(tmp_path))
+    blobs = [blob for kind in (KIND_SLIM, KIND_COPY) for blob in found.blobs(spark, kind).collect()]
     kept, gone = {}, {}
     for blob in blobs:
         records = np.frombuffer(blob.records, SLIM if blob.kind == KIND_SLIM else COPY)

@@ -1,22 +1,32 @@
 """Leaders against a walk over the true edges, components against networkx, on one worker and in rounds."""
 
 import hashlib
+import math
 import random
 from collections import defaultdict
 from itertools import combinations, pairwise
 
 import networkx
 import numpy as np
-import pyarrow as pa
 import pytest
 from oracles import greedy
 
 from spark_jobs.near_duplicates.components import components_of
-from spark_jobs.near_duplicates.edges import EDGE_ROWS, OPEN, SHINGLES, SKETCH, UNITS, blobs_of, edge_blobs, rows_of
-from spark_jobs.near_duplicates.exchange import SCHEMA
+from spark_jobs.near_duplicates.edges import (
+    EDGE_ROWS,
+    NONE,
+    OPEN,
+    SHINGLES,
+    SKETCH,
+    UNITS,
+    blobs_of,
+    edge_blobs,
+    rows_of,
+)
 from spark_jobs.near_duplicates.keep_order import KEY_BYTES, RANK_BYTES, SPOT_BYTES
 from spark_jobs.near_duplicates.leaders import WALKED_EDGES, Graph, removals_of
-from spark_jobs.near_duplicates.records import EDGE
+from spark_jobs.near_duplicates.records import EDGE, KIND_EDGE
+from spark_jobs.near_duplicates.stored import stored
 
 # One task for all; rounds to the end; rounds until what is left fits one task.
 WALKS = [WALKED_EDGES, 0, 200]
@@ -58,17 +68,21 @@ def records_of(edges, seed=0):
     return records
 
 
-def blobs(spark, edges):
-    """The edges as a table of a few blobs."""
+def resolved_by(resolve, spark, edges, harness, walked):
+    """What it makes of the edges, stored as a few blobs: rows, and how many it says there are."""
     parts = [blob for part in np.array_split(records_of(edges), 5) for blob in edge_blobs(part)]
-    return spark.createDataFrame(pa.Table.from_batches(parts, SCHEMA)).localCheckpoint()
+    given = stored(spark.range(1, numPartitions=1), lambda _: iter(parts), harness.scratch("given"))
+    found = resolve(spark, given, harness.verify, harness, walked)
+    rows = rows_of(found.blobs(spark, KIND_EDGE)).collect()
+    assert found.count() == len(rows)
+    return rows
 
 
 class Harness:
-    """What the steps are given: rows are staged under a name once, and open edges are looked up, with a note."""
+    """What the steps are given: a name is used once, and open edges are looked up, with a note."""
 
-    def __init__(self, spark, edges):
-        self._spark, self._edges, self._names = spark, edges, set()
+    def __init__(self, spark, edges, folder):
+        self._spark, self._edges, self._folder, self._names = spark, edges, folder, set()
         self.asked = []
 
     def staged(self, rows, name):
@@ -76,7 +90,13 @@ class Harness:
         self._names.add(name)
         return rows.localCheckpoint()
 
-    def verify(self, wanted):
+    def scratch(self, name):
+        assert name not in self._names, name
+        self._names.add(name)
+        return str(self._folder / name)
+
+    def verify(self, given):
+        wanted = given.blobs(self._spark, KIND_EDGE)
         assert {row.bucket for row in wanted.select("bucket").collect()} <= set(range(UNITS))
         rows = [row.asDict() for row in rows_of(wanted).collect()]
         self.asked += [(bytes(row["better"]), bytes(row["worse"])) for row in rows]
@@ -88,7 +108,7 @@ class Harness:
                 found.append({**row, "similarity": similarity - 0.001, "proof": SHINGLES})
         names = EDGE_ROWS.replace(",", "").split()[::2]
         rows = [tuple(row[name] for name in names) for row in found]
-        return self.staged(blobs_of(self._spark.createDataFrame(rows, EDGE_ROWS)), "verified")
+        return blobs_of(self._spark.createDataFrame(rows, EDGE_ROWS), self.scratch("verified"))
 
 
 def neighbours_of(pairs):
@@ -114,12 +134,12 @@ def clear_states(edges):
 
 
 @pytest.fixture(scope="module", params=[(0.4, walked) for walked in WALKS] + [(0.0, WALKED_EDGES), (0.0, 0)], ids=str)
-def resolved(spark, request):
+def resolved(spark, request, tmp_path_factory):
     """Random edges, of which a share is open, the removals that they lead to, what was verified, and `walked`."""
     open_share, walked = request.param
     edges = random_edges(300, 11, open_share)
-    harness = Harness(spark, edges)
-    removed = removals_of(blobs(spark, edges), harness.verify, harness.staged, walked).collect()
+    harness = Harness(spark, edges, tmp_path_factory.mktemp("resolved"))
+    removed = resolved_by(removals_of, spark, edges, harness, walked)
     return edges, removed, harness.asked, walked
 
 
@@ -158,23 +178,22 @@ def test_only_edges_that_decide_something_are_verified(resolved):
 
 
 @pytest.mark.parametrize("walked", [WALKED_EDGES, 0])
-def test_no_edges_remove_nothing(spark, walked):
+def test_no_edges_remove_nothing(spark, tmp_path, walked):
     for resolve in (removals_of, components_of):
-        harness = Harness(spark, {})
-        empty = blobs(spark, {})
-        assert resolve(empty, harness.verify, harness.staged, walked).collect() == []
+        harness = Harness(spark, {}, tmp_path / resolve.__name__)
+        assert resolved_by(resolve, spark, {}, harness, walked) == []
         assert harness.asked == []
 
 
 @pytest.mark.parametrize("walked", [WALKED_EDGES, 0])
-def test_a_complete_graph_of_open_edges_is_verified_and_walked(spark, walked):
+def test_a_complete_graph_of_open_edges_is_verified_and_walked(spark, tmp_path, walked):
     """Nothing is clear, so that no round makes progress before the proofs."""
     draw = random.Random(1)
     edges = {pair: (0.9, OPEN, draw.random() < 0.2) for pair in combinations([key_of(1, n) for n in range(25)], 2)}
     neighbours = neighbours_of(pair for pair, edge in edges.items() if edge[2])
     kept = set(greedy(sorted(neighbours), lambda one, other: other in neighbours[one]))
-    harness = Harness(spark, edges)
-    found = removals_of(blobs(spark, edges), harness.verify, harness.staged, walked).collect()
+    harness = Harness(spark, edges, tmp_path)
+    found = resolved_by(removals_of, spark, edges, harness, walked)
     assert {bytes(row.worse) for row in found} == set(neighbours) - kept
     assert len(harness.asked) == len(edges)
 
@@ -193,11 +212,11 @@ def test_components_of_a_graph_are_those_of_networkx(seed):
 
 
 @pytest.mark.parametrize("walked", [WALKED_EDGES, 0])
-def test_components_are_those_of_networkx(spark, walked):
+def test_components_are_those_of_networkx(spark, tmp_path, walked):
     edges = random_edges(200, 13, 0.3)
     true = {pair: edge for pair, edge in edges.items() if edge[2]}
-    harness = Harness(spark, edges)
-    found = components_of(blobs(spark, edges), harness.verify, harness.staged, walked).collect()
+    harness = Harness(spark, edges, tmp_path)
+    found = resolved_by(components_of, spark, edges, harness, walked)
     expected = {}
     for component in networkx.connected_components(networkx.Graph(true.keys())):
         best, *others = sorted(component)
@@ -210,7 +229,7 @@ def test_components_are_those_of_networkx(spark, walked):
         edge = true.get((bytes(row.better), bytes(row.worse)))
         adjacent += edge is not None
         if edge is None:
-            assert (row.similarity, row.band, row.proof, row.places) == (None,) * 4
+            assert (math.isnan(row.similarity), row.band, row.proof) == (True, NONE, NONE)
         else:
             similarity, proof, _ = edge
             assert row.similarity == (similarity - 0.001 if proof == OPEN else similarity)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spark_jobs.parts import _write, write_none, write_parts
+from spark_jobs.parts import _write, write_none, write_parts, write_sorted_parts
 from spark_jobs.storage import Storage
 
 SCHEMA = pa.schema([("number", pa.int64()), ("text", pa.string())])
@@ -22,7 +22,10 @@ def names(folder):
 
 
 def write(folder, batches, row_group_bytes=1 << 20, **options):
-    return _write(batches, SCHEMA, Storage(str(folder)), "part-00000.parquet", row_group_bytes, options)
+    named = (("part-00000.parquet", batch) for batch in batches)
+    _write(named, SCHEMA, Storage(str(folder)), row_group_bytes, options)
+    files = list(folder.glob("part-*.parquet"))
+    return sum(pq.ParquetFile(path).metadata.num_rows for path in files)
 
 
 @pytest.mark.parametrize("row_group_bytes", [1, 200, 1 << 20])
@@ -92,6 +95,31 @@ def test_attempts_at_a_task_do_not_meet(tmp_path):
     assert write(tmp_path, slow()) == 2
     assert pq.read_table(tmp_path / "part-00000.parquet").column("number").to_pylist() == [1, 2]
     assert names(tmp_path) == sorted([left, "part-00000.parquet"])
+
+
+def test_batches_are_sorted_into_files_by_name_and_counted(spark, tmp_path):
+    def make(batches):
+        for batch in batches:
+            for number in batch.column("id").to_pylist():
+                text = pa.array([str(number % 3)] * number, pa.string())
+                yield pa.record_batch([pa.array(range(number), pa.int64()), text], names=["number", "text"])
+
+    def name_of(batch):
+        return f"rest{batch.column('text')[0]}" if batch.num_rows else "none"
+
+    work = spark.range(0, 20, 1, 4)
+    found = write_sorted_parts(work, make, SCHEMA, str(tmp_path), name_of, lambda batch: 10 * batch.num_rows, 100)
+    rows = {f"rest{rest}": [number for number in range(20) if number and number % 3 == rest] for rest in range(3)}
+    assert found == {"none": 0} | {name: 10 * sum(numbers) for name, numbers in rows.items()}
+    for name, numbers in rows.items():
+        tasks = {number // 5: [] for number in numbers}
+        for number in numbers:
+            tasks[number // 5] += range(number)
+        for task, expected in tasks.items():
+            table = pq.read_table(tmp_path / f"{name}-{task:05d}.parquet")
+            assert table.column("number").to_pylist() == expected
+            assert set(table.column("text").to_pylist()) == {name[-1]}
+    assert len(list(tmp_path.iterdir())) == 3 * 4 + 1
 
 
 def test_where_there_are_no_rows_a_file_can_have_the_columns(spark, tmp_path):

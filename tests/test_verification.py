@@ -10,10 +10,11 @@ from small_corpus import similar_rows, write_documents
 
 from spark_jobs.content import part_names
 from spark_jobs.near_duplicates import verification
-from spark_jobs.near_duplicates.edges import OPEN, SHINGLES, UNITS, by_place, edge_blobs, edges_in
+from spark_jobs.near_duplicates.edges import OPEN, SHINGLES, UNITS, by_place, edge_blobs, rows_of
 from spark_jobs.near_duplicates.exchange import SCHEMA
-from spark_jobs.near_duplicates.records import EDGE, PLACE
+from spark_jobs.near_duplicates.records import EDGE, KIND_EDGE, PLACE
 from spark_jobs.near_duplicates.settings import WHOLE_TEXT
+from spark_jobs.near_duplicates.stored import stored
 from spark_jobs.near_duplicates.verification import verified
 
 PARTS, ROWS_A_GROUP = 2, 11
@@ -51,6 +52,11 @@ def proven(edges, similarities):
     return found
 
 
+def rows_of_edges(spark, edges):
+    """The edges as rows, in three partitions."""
+    return rows_of(spark.createDataFrame(pa.Table.from_batches(edge_blobs(edges), SCHEMA))).repartition(3)
+
+
 @pytest.mark.parametrize("run_bytes", [1, 3000, 20_000, 256 << 20])
 def test_edges_are_the_same_in_runs_of_any_size(spark, corpus, monkeypatch, tmp_path, run_bytes):
     monkeypatch.setattr(verification, "RUN_BYTES", run_bytes)
@@ -72,21 +78,22 @@ def test_verified_edges_are_those_that_are_similar(spark, corpus, tmp_path, by):
     """However they were shared out: by the files that they have in common, or by where these lie."""
     documents, parts, edges, similarities = corpus
     units = np.arange(len(edges)) * UNITS // len(edges)
-    blobs = spark.createDataFrame(pa.Table.from_batches(edge_blobs(edges, units), SCHEMA)).repartition(3)
     if by == "places":
-        blobs = by_place(blobs).localCheckpoint()
-        assert {row.bucket for row in blobs.collect()} <= set(range(UNITS))
-    found = verified(blobs, documents, parts, 0.7, WHOLE_TEXT, workers=3, folder=str(tmp_path))
-    records = np.concatenate(list(edges_in(found.toArrow().to_batches())))
+        open_ones = by_place(rows_of_edges(spark, edges), str(tmp_path / "open"))
+        assert {row.bucket for row in open_ones.blobs(spark, KIND_EDGE).collect()} <= set(range(UNITS))
+    else:
+        open_ones = stored(spark.range(1, numPartitions=1), lambda _: edge_blobs(edges, units), str(tmp_path / "open"))
+    folders = str(tmp_path / "sets"), str(tmp_path / "verified")
+    found = verified(spark, open_ones, documents, parts, 0.7, WHOLE_TEXT, 3, *folders)
+    records = np.concatenate(list(found.records(KIND_EDGE)))
     expected = proven(edges, similarities)
     assert sorted(record.tobytes() for record in records) == sorted(record.tobytes() for record in expected)
 
 
-def test_edges_by_place_have_the_row_groups_of_their_worse_files_together(spark, corpus):
+def test_edges_by_place_have_the_row_groups_of_their_worse_files_together(spark, tmp_path, corpus):
     edges = corpus[2]
-    blobs = spark.createDataFrame(pa.Table.from_batches(edge_blobs(edges), SCHEMA))
     groups, count = {}, 0
-    for row in by_place(blobs).collect():
+    for row in by_place(rows_of_edges(spark, edges), str(tmp_path)).blobs(spark, KIND_EDGE).collect():
         for _, (_, part, row_group, *_) in np.frombuffer(row.records, EDGE)["places"].tolist():
             assert groups.setdefault((part, row_group), row.bucket) == row.bucket
             count += 1

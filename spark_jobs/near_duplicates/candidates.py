@@ -35,6 +35,7 @@ from spark_jobs.near_duplicates.records import (
 )
 from spark_jobs.near_duplicates.runs import Order, sorted_runs
 from spark_jobs.near_duplicates.settings import BANDS, ROWS
+from spark_jobs.near_duplicates.stored import Stored, stored_exchange
 from spark_jobs.near_duplicates.words import MULTIPLIER, mix
 
 HUBS = 64
@@ -59,8 +60,8 @@ def recall(similarity: float) -> float:
 
 
 def candidate_pairs(
-    files: DataFrame, count: int, sources: Sequence[Source], threshold: float, buckets: int, tasks: int
-) -> DataFrame:
+    files: DataFrame, count: int, sources: Sequence[Source], threshold: float, buckets: int, tasks: int, folder: str
+) -> Stored:
     """Blobs of PAIRs, of REQUESTs for the sketches of their better files, and of HOT_BANDs.
 
     A pair shares a band, and its sizes allow the threshold: sets of n <= m shingles are at most n / m similar. It may
@@ -73,6 +74,7 @@ def candidate_pairs(
         threshold: least similarity wanted.
         buckets: number of buckets of files.
         tasks: Spark tasks that read the bands, and that sort them.
+        folder: where the blobs are stored.
     """
     parts = -(-count * BAND_MEMBER.itemsize // _BUCKET_BYTES) or 1
 
@@ -90,7 +92,7 @@ def candidate_pairs(
             found = np.concatenate(hot)
             yield scattered(found, KIND_HOT, np.zeros(len(found), np.int64))
 
-    return exchanged(exchanged(files, tasks, scatter, DTYPES), tasks, pair, DTYPES)
+    return stored_exchange(exchanged(files, tasks, scatter, DTYPES), tasks, pair, folder)
 
 
 def _members(blobs: Blobs, sources: Sequence[Source]) -> Iterator[Records]:

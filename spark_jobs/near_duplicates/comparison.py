@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from spark_jobs.near_duplicates.candidates import distinct_pairs
 from spark_jobs.near_duplicates.edges import ESTIMATE, OPEN, SKETCH, edge_blobs
@@ -38,23 +37,25 @@ from spark_jobs.near_duplicates.records import (
     spots_of,
 )
 from spark_jobs.near_duplicates.sketches import SIMILAR, UNDECIDED, judge
+from spark_jobs.near_duplicates.stored import Stored, stored_exchange
 
 # Sketches in one blob.
 _BLOB_SKETCHES = FLUSH_BYTES // SKETCHED.itemsize
 
 
 def edges_of(
-    files: DataFrame, pairs: DataFrame, sources: Sequence[Source], threshold: float, tasks: int, exact: bool
-) -> DataFrame:
+    files: DataFrame, pairs: Stored, sources: Sequence[Source], threshold: float, tasks: int, exact: bool, folder: str
+) -> Stored:
     """Blobs of EDGEs: the candidate pairs that their sketches do not refute, each once.
 
     Args:
         files: blobs of SLIM records.
-        pairs: what `candidate_pairs` returns, staged.
+        pairs: what `candidate_pairs` returns.
         sources: where the sketches lie.
         threshold: similarity to be decided.
         tasks: Spark tasks that share the buckets.
         exact: leave open (OPEN) what the sketches cannot decide; else decide it by their estimate.
+        folder: where the blobs are stored.
     """
 
     def reply(groups: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
@@ -65,10 +66,9 @@ def edges_of(
         for edges in flushed(part for _, blobs in groups for part in _edges(blobs, sources, threshold, exact)):
             yield from edge_blobs(edges)
 
-    requests = pairs.where(F.col("kind") == KIND_REQUEST)
+    requests, paired = (pairs.blobs(files.sparkSession, kind) for kind in (KIND_REQUEST, KIND_PAIR))
     replies = exchanged(files.unionAll(requests), tasks, reply, DTYPES)
-    waiting = files.unionAll(pairs.where(F.col("kind") == KIND_PAIR))
-    return exchanged(waiting.unionAll(replies), tasks, compare, DTYPES)
+    return stored_exchange(files.unionAll(paired).unionAll(replies), tasks, compare, folder)
 
 
 def _replies(blobs: Blobs, sources: Sequence[Source]) -> Iterator[pa.RecordBatch]:

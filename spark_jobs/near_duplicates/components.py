@@ -10,42 +10,49 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from spark_jobs.near_duplicates.edges import EDGE_ROWS, OPEN, blobs_of, by_place, edge_rows, in_one_task, rows_of
+from spark_jobs.near_duplicates.edges import OPEN, blobs_of, by_place, edge_blobs, in_one_task, rows_of
 from spark_jobs.near_duplicates.exchange import Records
-from spark_jobs.near_duplicates.leaders import WALKED_EDGES, Graph, Staged, Verify
-from spark_jobs.near_duplicates.records import EDGE
+from spark_jobs.near_duplicates.leaders import WALKED_EDGES, Graph, Scratch, Verify
+from spark_jobs.near_duplicates.records import EDGE, KIND_EDGE
+from spark_jobs.near_duplicates.stored import Stored
 
 
-def components_of(edges: DataFrame, verify: Verify, staged: Staged, walked: int = WALKED_EDGES) -> DataFrame:
-    """EDGE_ROWS from each file to the best of its component, if that is another; all but the files is null where the
-    two are similar by way of others only.
+def components_of(
+    spark: SparkSession, edges: Stored, verify: Verify, scratch: Scratch, walked: int = WALKED_EDGES
+) -> Stored:
+    """Blobs of EDGEs from each file to the best of its component, if that is another; the similarity is NaN and the
+    rest NONE where the two are similar by way of others only.
 
     Args:
-        edges: blobs of EDGEs, each pair once, staged; keys sort from best to worst. Those whose proof is OPEN need
-            one.
-        verify: from blobs of open edges, in UNITS buckets, to blobs of those of them that are similar, with their
-            proof, staged.
-        staged: writes rows under a name and reads them back.
+        spark: the session.
+        edges: blobs of EDGEs, each pair once; keys sort from best to worst. Those whose proof is OPEN need one.
+        verify: from blobs of open EDGEs, in UNITS buckets, to blobs of those of them that are similar, with their
+            proof.
+        scratch: where intermediate rows and blobs go.
         walked: edges that one task may join.
     """
     proven = F.col("proof") != OPEN
-    rows = rows_of(edges)
-    known = staged(rows.where(proven).unionAll(rows_of(verify(by_place(blobs_of(rows.where(~proven)))))), "known")
+    rows = rows_of(edges.blobs(spark, KIND_EDGE))
+    verified = verify(by_place(rows.where(~proven), scratch.scratch("open")))
+    known = scratch.staged(rows.where(proven).unionAll(rows_of(verified.blobs(spark, KIND_EDGE))), "known")
     if known.count() <= walked:
-        stars = in_one_task(blobs_of(known), _joined, EDGE_ROWS).select("better", "worse")
+        blobs = blobs_of(known, scratch.scratch("joining"))
+        joined = in_one_task(spark, {KIND_EDGE: blobs}, _joined, scratch.scratch("joined"))
+        stars = rows_of(joined.blobs(spark, KIND_EDGE)).select("better", "worse")
     else:
-        stars = _stars(known.select("better", "worse"), staged)
-    return stars.join(known, ["better", "worse"], "left").select(*known.columns)
+        stars = _stars(known.select("better", "worse"), scratch)
+    found = stars.join(known, ["better", "worse"], "left").select(*known.columns)
+    return blobs_of(found, scratch.scratch("near"))
 
 
-def _stars(edges: DataFrame, staged: Staged) -> DataFrame:
+def _stars(edges: DataFrame, scratch: Scratch) -> DataFrame:
     """Rows (better, worse) from the best of each component to each of its other files."""
     before = None
     for number in itertools.count():
-        edges = staged(_small_star(_large_star(edges)), f"stars-{number}")
+        edges = scratch.staged(_small_star(_large_star(edges)), f"stars-{number}")
         total = F.sum(F.xxhash64("better", "worse").cast("decimal(38,0)"))
         now = edges.agg(F.count(F.lit(1)), total).collect()[0]
         if now == before:
@@ -76,4 +83,4 @@ def _joined(edges: Records) -> Iterator[pa.RecordBatch]:
     there = np.flatnonzero(best != np.arange(graph.files))
     stars = np.zeros(len(there), EDGE)
     stars["better"], stars["worse"] = graph.keys(best[there]), graph.keys(there)
-    yield edge_rows(stars)
+    yield from edge_blobs(stars)

@@ -29,6 +29,7 @@ from spark_jobs.near_duplicates.records import (
     spots_of,
 )
 from spark_jobs.near_duplicates.runs import Order, sorted_runs
+from spark_jobs.near_duplicates.stored import Stored, stored_exchange
 
 _BY_ID = Order(
     lambda files: files["content"][:, 0],
@@ -78,7 +79,7 @@ def ranked(fresh: DataFrame, tasks: int) -> DataFrame:
     return exchanged(exchanged(fresh, tasks, choose, DTYPES), tasks, rank, DTYPES)
 
 
-def folded(files: DataFrame, tasks: int, buckets: int) -> DataFrame:
+def folded(files: DataFrame, tasks: int, buckets: int, folder: str) -> Stored:
     """Blobs of SLIM, the best file of each content, in the bucket of its spot; and of COPY, the others, in that of
     the file that they go for.
 
@@ -86,6 +87,7 @@ def folded(files: DataFrame, tasks: int, buckets: int) -> DataFrame:
         files: blobs of FILEs in buckets of their contents.
         tasks: Spark tasks, each of which takes a bucket.
         buckets: number of buckets of spots.
+        folder: where the blobs are stored.
     """
 
     def fold(groups: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
@@ -99,7 +101,7 @@ def folded(files: DataFrame, tasks: int, buckets: int) -> DataFrame:
                 copies["kept"] = best["key"][~first]
                 yield scattered(copies, KIND_COPY, bucket_of(kept[~first], buckets))
 
-    return exchanged(files, tasks, fold, DTYPES)
+    return stored_exchange(files, tasks, fold, folder)
 
 
 def content_bucket(files: Records, buckets: int) -> np.ndarray:

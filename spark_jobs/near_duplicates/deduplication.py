@@ -20,12 +20,12 @@ from spark_jobs.near_duplicates.collection import (
     sources_of,
 )
 from spark_jobs.near_duplicates.copies import folded, ranked
-from spark_jobs.near_duplicates.edges import count_of
 from spark_jobs.near_duplicates.hot_bands import hot_bands
 from spark_jobs.near_duplicates.lookup import earlier_files, fresh_files
-from spark_jobs.near_duplicates.records import KIND_COPY, KIND_REMOVAL, KIND_SLIM
+from spark_jobs.near_duplicates.records import KIND_COPY, KIND_EDGE, KIND_REMOVAL, KIND_SLIM
 from spark_jobs.near_duplicates.removals import named, removals_of_all
 from spark_jobs.near_duplicates.settings import Settings
+from spark_jobs.near_duplicates.stored import Stored
 from spark_jobs.near_duplicates.survivors import write_survivors
 from spark_jobs.parts import write_none
 from spark_jobs.rules.measurement import write_fingerprints
@@ -71,16 +71,17 @@ class Deduplication:
             self._deliveries.append(Delivery.of(index, self._fingerprints(), self._inputs["documents"]))
         with step(spark, "dedup: exact copies"):
             self._ranked = self._folded()
-            slim = self._ranked.where(F.col("kind") == KIND_SLIM)
+            slim = self._ranked.blobs(spark, KIND_SLIM)
         documents, sources = [delivery.documents for delivery in self._deliveries], sources_of(self._deliveries)
-        edges = steps.compared(slim, sources, self._buckets, self._settings, stage)
-        self._hot_bands = self._aside.begin(hot_bands, spark, stage.scratch("pairs"), sources, self._settings)
-        near = steps.resolved(edges, documents, self._settings, stage)
+        files = self._ranked.count(KIND_SLIM)
+        pairs, edges = steps.compared(slim, files, sources, self._buckets, self._settings, stage)
+        self._hot_bands = self._aside.begin(hot_bands, spark, pairs, sources, self._settings)
+        near = steps.resolved(spark, edges, documents, self._settings, stage)
         with step(spark, "dedup: naming the removed and the kept"):
-            copies = self._ranked.where(F.col("kind") == KIND_COPY)
-            gone = stage.staged(removals_of_all(near, copies, self._tasks, self._buckets), "removals")
-            self._removals = gone.where(F.col("kind") == KIND_REMOVAL)
-            found = named(gone, sources, self._tasks)
+            going, copies = near.blobs(spark, KIND_EDGE), self._ranked.blobs(spark, KIND_COPY)
+            gone = removals_of_all(going, copies, self._tasks, self._buckets, stage.scratch("removals"))
+            self._removals = gone.blobs(spark, KIND_REMOVAL)
+            found = named(spark, gone, sources, self._tasks)
             if self._earlier:
                 found = found.unionAll(self._earlier.standing_removals().select(*found.columns))
             kinds = {kind: F.count_if(F.col("kind") == kind) for kind in ("exact", "near")}
@@ -98,7 +99,7 @@ class Deduplication:
             write_fingerprints(self._spark, self._inputs["documents"], self._settings.fingerprint, folder)
         return folder
 
-    def _folded(self) -> DataFrame:
+    def _folded(self) -> Stored:
         """Blobs of all files that compete: the best of each content, and its copies. They become this run's index."""
         fingerprints = [part_names(delivery.fingerprints) for delivery in self._deliveries]
         documents = steps.parts_of([delivery.documents for delivery in self._deliveries])
@@ -115,8 +116,8 @@ class Deduplication:
             self._stage.beside(self._earlier.withdrawn, WITHDRAWN)
         else:
             write_none(WITHDRAWN_SCHEMA, f"{Storage(self._stage.output).uri}/{WITHDRAWN}")
-        keep = self._stage.kept if "documents" in self._inputs else self._stage.staged
-        return keep(folded(reduce(DataFrame.unionAll, parts), self._tasks, self._buckets), FILES)
+        folder = f"{self._stage.storage.uri}/{FILES}" if "documents" in self._inputs else self._stage.scratch(FILES)
+        return folded(reduce(DataFrame.unionAll, parts), self._tasks, self._buckets, folder)
 
     def _fresh(self) -> DataFrame:
         """What is measured of the files of this delivery that compete."""
@@ -133,7 +134,7 @@ class Deduplication:
     def write_survivors(self, stage: tables.Stage) -> None:
         """Write the rows of the documents that are kept now and were not before."""
         with step(self._spark, "dedup: writing the survivors"):
-            slim = self._ranked.where(F.col("kind") == KIND_SLIM)
+            slim = self._ranked.blobs(self._spark, KIND_SLIM)
             documents = [delivery.documents for delivery in self._deliveries]
             rows = write_survivors(slim, self._removals, documents, self._tasks, stage.output)
             stage.finish(rows=rows)
@@ -150,7 +151,7 @@ class Deduplication:
 
     def _count_entered(self) -> int:
         """How many files competed that had not been kept before."""
-        return count_of(self._ranked) - (self._earlier.settled().count() if self._earlier else 0)
+        return self._ranked.count() - (self._earlier.settled().count() if self._earlier else 0)
 
     def _tell(self, hot: Sequence[str], entered: int) -> None:
         shuffled, counts = shuffled_bytes(self._spark), self._counts

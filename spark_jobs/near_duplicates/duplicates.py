@@ -10,10 +10,11 @@ from spark_jobs.content import part_names
 from spark_jobs.near_duplicates.candidates import candidate_pairs
 from spark_jobs.near_duplicates.comparison import edges_of
 from spark_jobs.near_duplicates.components import components_of
-from spark_jobs.near_duplicates.edges import count_of
 from spark_jobs.near_duplicates.leaders import removals_of
 from spark_jobs.near_duplicates.lookup import Source
+from spark_jobs.near_duplicates.records import KIND_EDGE
 from spark_jobs.near_duplicates.settings import Settings
+from spark_jobs.near_duplicates.stored import Stored
 from spark_jobs.near_duplicates.verification import verified
 from spark_jobs.session import shuffle_tasks, step
 
@@ -51,49 +52,51 @@ def buckets_of(files: int, workers: int) -> int:
 
 
 def compared(
-    slim: DataFrame, sources: Sequence[Source], buckets: int, settings: Settings, stage: tables.Stage
-) -> DataFrame:
-    """Blobs of EDGEs between files that are similar, or may be; the pairs that banding found are left in the scratch
-    table "pairs".
+    slim: DataFrame, count: int, sources: Sequence[Source], buckets: int, settings: Settings, stage: tables.Stage
+) -> tuple[Stored, Stored]:
+    """What banding finds (`candidate_pairs`), and blobs of EDGEs between files that are similar, or may be.
 
     Args:
         slim: blobs of SLIM records in buckets of spots; one file a distinct content.
+        count: their number.
         sources: the files with bands and sketches.
         buckets: number of buckets.
         settings: threshold and method.
-        stage: where intermediate rows are staged.
+        stage: where intermediate blobs are stored.
     """
-    spark, threshold, count = slim.sparkSession, settings.threshold, count_of(slim)
+    spark, threshold = slim.sparkSession, settings.threshold
     tasks = tasks_for(spark, count)
     with step(spark, "dedup: candidate pairs by banding"):
-        found = candidate_pairs(slim, count, sources, threshold, buckets, tasks)
-        pairs = stage.staged(found, "pairs", page_rows=1)  # read by kind
+        pairs = candidate_pairs(slim, count, sources, threshold, buckets, tasks, stage.scratch("pairs"))
     with step(spark, "dedup: comparing the sketches of the pairs"):
-        edges = edges_of(slim, pairs, sources, threshold, tasks, settings.verify == "exact")
-        return stage.staged(edges, "edges")
+        exact = settings.verify == "exact"
+        return pairs, edges_of(slim, pairs, sources, threshold, tasks, exact, stage.scratch("edges"))
 
 
-def resolved(edges: DataFrame, documents: Sequence[str], settings: Settings, stage: tables.Stage) -> DataFrame:
-    """EDGE_ROWS from each file that goes as a near-duplicate to the kept file that it goes for.
+def resolved(
+    spark: SparkSession, edges: Stored, documents: Sequence[str], settings: Settings, stage: tables.Stage
+) -> Stored:
+    """Blobs of EDGEs from each file that goes as a near-duplicate to the kept file that it goes for.
 
     Args:
-        edges: what `compared` returns.
+        spark: the session.
+        edges: those that `compared` returns.
         documents: paths of the content that verification fetches, by delivery.
         settings: threshold and method.
         stage: where intermediate rows are staged.
     """
-    spark, parts = edges.sparkSession, parts_of(documents)
-    workers = spark.sparkContext.defaultParallelism
+    parts, workers = parts_of(documents), spark.sparkContext.defaultParallelism
 
-    def verify(waiting: DataFrame) -> DataFrame:
-        with step(spark, f"dedup: verifying {count_of(waiting):,} pairs that the sketches leave open, by content"):
-            sets = stage.scratch("sets")
+    def verify(waiting: Stored) -> Stored:
+        pairs = waiting.count(KIND_EDGE)
+        with step(spark, f"dedup: verifying {pairs:,} pairs that the sketches leave open, by content"):
+            folders = stage.scratch("sets"), stage.scratch("verified")
             threshold, taken = settings.threshold, settings.fingerprint
-            return stage.staged(verified(waiting, documents, parts, threshold, taken, workers, sets), "verified")
+            return verified(spark, waiting, documents, parts, threshold, taken, workers, *folders)
 
-    with step(spark, f"dedup: resolving {count_of(edges):,} pairs by {settings.resolve}"):
+    with step(spark, f"dedup: resolving {edges.count():,} pairs by {settings.resolve}"):
         resolve = removals_of if settings.resolve == "leaders" else components_of
-        return stage.staged(resolve(edges, verify, stage.staged), "near")
+        return resolve(spark, edges, verify, stage)
 
 
 def clusters_of(duplicates: DataFrame) -> DataFrame:

@@ -1,22 +1,25 @@
 """Similar pairs of files: records in blobs, and rows where there are too many for one worker."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession
 
-from spark_jobs.near_duplicates.exchange import BLOBS, FLUSH_BYTES, Records, flushed, scattered
+from spark_jobs.near_duplicates.exchange import FLUSH_BYTES, Records, flushed, scattered
 from spark_jobs.near_duplicates.fingerprints import binary, matrix
 from spark_jobs.near_duplicates.records import EDGE, KIND_EDGE, PLACE
-from spark_jobs.workers import begin_task
+from spark_jobs.near_duplicates.stored import Stored, stored
 
 # How the similarity is known: not yet; from the sketches, as certain as their bounds say or as their estimate alone;
 # or exactly, from the sets of shingles. Names of these in tables: PROOFS.
 OPEN, SKETCH, ESTIMATE, SHINGLES = range(4)
 PROOFS = ("open", "sketch", "estimate", "shingles")
+
+# In place of a band or a proof where there is none.
+NONE = 255
 
 # `better` and `worse` are keys of the keep order; `band` is where the pair met first; `places` of their content.
 EDGE_ROWS = "better binary, worse binary, similarity double, band int, proof int, places binary"
@@ -35,15 +38,20 @@ def edge_blobs(
         yield scattered(edges[first : first + most], kind, buckets[first : first + most])
 
 
-def by_place(edges: DataFrame) -> DataFrame:
-    """Blobs of edges in UNITS buckets, by the row groups where the content of their worse files lies."""
+def blobs_of(rows: DataFrame, folder: str) -> Stored:
+    """Store EDGE_ROWS as blobs."""
+    return stored(rows, lambda batches: (blob for edges in _packed(batches) for blob in edge_blobs(edges)), folder)
+
+
+def by_place(rows: DataFrame, folder: str) -> Stored:
+    """Store EDGE_ROWS as blobs in UNITS buckets, by the row groups where the content of their worse files lies."""
 
     def scatter(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for records in flushed(edges_in(batches)):
-            place = records["places"][:, 1]
-            yield from edge_blobs(records, (place["part"].astype(np.int64) * 31 + place["row_group"]) % UNITS)
+        for edges in flushed(_packed(batches)):
+            place = edges["places"][:, 1]
+            yield from edge_blobs(edges, (place["part"].astype(np.int64) * 31 + place["row_group"]) % UNITS)
 
-    return edges.mapInArrow(scatter, BLOBS)
+    return stored(rows, scatter, folder)
 
 
 def edges_in(batches: Iterable[pa.RecordBatch]) -> Iterator[Records]:
@@ -53,19 +61,28 @@ def edges_in(batches: Iterable[pa.RecordBatch]) -> Iterator[Records]:
             yield np.frombuffer(blob.as_buffer(), EDGE)
 
 
-def in_one_task(edges: DataFrame, walk: Callable[[Records], Iterator[pa.RecordBatch]], schema: str) -> DataFrame:
-    """What `walk` makes of all edges (blobs) at once, in one worker: the caller knows that they fit."""
+def in_one_task(
+    spark: SparkSession,
+    edges: Mapping[int, Stored],
+    walk: Callable[[Records], Iterator[pa.RecordBatch]],
+    folder: str,
+) -> Stored:
+    """Store the blobs that `walk` makes of all edges at once, in one worker: the caller knows that they fit.
+
+    Args:
+        spark: the session.
+        edges: where they are stored, by their kind.
+        walk: from EDGEs to batches of blobs.
+        folder: where the blobs are stored.
+    """
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        begin_task()
-        yield from walk(np.concatenate([np.empty(0, EDGE), *edges_in(batches)]))
+        for _ in batches:  # a worker that leaves some of its input is not used again
+            pass
+        parts = (part for kind, blobs in edges.items() for part in blobs.records(kind))
+        yield from walk(np.concatenate([np.empty(0, EDGE), *parts]))
 
-    return edges.coalesce(1).mapInArrow(run, schema)
-
-
-def count_of(edges: DataFrame) -> int:
-    """How many edges there are in blobs."""
-    return int(edges.agg(F.sum(F.col("count").cast("long"))).collect()[0][0] or 0)
+    return stored(spark.range(1, numPartitions=1), run, folder)
 
 
 def rows_of(edges: DataFrame) -> DataFrame:
@@ -84,17 +101,13 @@ def edge_rows(edges: Records) -> pa.RecordBatch:
     return pa.record_batch([*columns, binary(edges["places"])], names=list(EDGE.names or ()))
 
 
-def blobs_of(rows: DataFrame) -> DataFrame:
-    """EDGE_ROWS as blobs."""
-
-    def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            edges = np.empty(batch.num_rows, EDGE)
-            for name in ("better", "worse"):
-                edges[name] = matrix(batch.column(name), "u1")
-            for name in ("similarity", "band", "proof"):
-                edges[name] = np.asarray(batch.column(name))
-            edges["places"] = matrix(batch.column("places"), PLACE)
-            yield from edge_blobs(edges)
-
-    return rows.mapInArrow(pack, BLOBS)
+def _packed(batches: Iterable[pa.RecordBatch]) -> Iterator[Records]:
+    """EDGE_ROWS as records; of a pair that is similar by way of others only, the similarity is NaN."""
+    for batch in batches:
+        edges = np.empty(batch.num_rows, EDGE)
+        for name in ("better", "worse"):
+            edges[name] = matrix(batch.column(name), "u1")
+        for name, none in (("similarity", np.nan), ("band", NONE), ("proof", NONE)):
+            edges[name] = np.asarray(pc.fill_null(batch.column(name), none))
+        edges["places"] = matrix(pc.fill_null(batch.column("places"), bytes(2 * PLACE.itemsize)), PLACE)
+        yield edges

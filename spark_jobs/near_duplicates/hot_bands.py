@@ -9,12 +9,12 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from spark_jobs.content import LOCATION, pieces, text_buffers
-from spark_jobs.near_duplicates.exchange import BLOBS
 from spark_jobs.near_duplicates.fingerprints import binary, minhashes
 from spark_jobs.near_duplicates.headers import header_end, header_tables
 from spark_jobs.near_duplicates.lookup import Source, looked_up
 from spark_jobs.near_duplicates.records import HOT_BAND, KIND_HOT, spots_of
 from spark_jobs.near_duplicates.settings import ROWS, SHINGLE_WORDS, Settings
+from spark_jobs.near_duplicates.stored import Stored
 from spark_jobs.storage import Storage
 
 REPORTED, _LOOKED_AT = 5, 20
@@ -23,17 +23,21 @@ _SEARCHED_WORDS = 200_000
 _HOT = "key binary, band int, members long"
 
 
-def hot_bands(spark: SparkSession, pairs: str, sources: Sequence[Source], settings: Settings) -> list[str]:
+def hot_bands(spark: SparkSession, pairs: Stored, sources: Sequence[Source], settings: Settings) -> list[str]:
     """Lines about the REPORTED hottest bands, the hottest first.
 
     Args:
         spark: the session.
-        pairs: where the blobs of `candidate_pairs` were staged.
+        pairs: what `candidate_pairs` returns.
         sources: the files of fingerprints, which say where the content lies.
         settings: what is taken of a text.
     """
-    blobs = spark.read.schema(BLOBS).parquet(pairs).where(F.col("kind") == KIND_HOT)
-    found = blobs.mapInArrow(_unpacked, _HOT).groupBy("key", "band").agg(F.max("members").alias("members"))
+    found = (
+        pairs.blobs(spark, KIND_HOT)
+        .mapInArrow(_unpacked, _HOT)
+        .groupBy("key", "band")
+        .agg(F.max("members").alias("members"))
+    )
     hottest = found.orderBy(F.desc("members"), "band", "key").limit(_LOOKED_AT).collect()
     lines: list[str] = []
     told: set[str] = set()

@@ -11,67 +11,74 @@ Only the open edges that still block when all else is settled are verified, in o
 
 from collections.abc import Callable, Iterator
 from functools import reduce
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 from numba import njit
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from spark_jobs.near_duplicates.edges import (
-    EDGE_ROWS,
-    OPEN,
-    UNITS,
-    blobs_of,
-    by_place,
-    count_of,
-    edge_blobs,
-    edge_rows,
-    in_one_task,
-    rows_of,
-)
-from spark_jobs.near_duplicates.exchange import BLOBS, Records
+from spark_jobs.near_duplicates.edges import OPEN, UNITS, blobs_of, by_place, edge_blobs, in_one_task, rows_of
+from spark_jobs.near_duplicates.exchange import Records
 from spark_jobs.near_duplicates.records import KIND_EDGE, KIND_KNOWN, numbered, numbers, spots_of
+from spark_jobs.near_duplicates.stored import Stored
 
 # Edges that one worker walks, with some 300 bytes for each.
 WALKED_EDGES = 2_000_000
 
 _UNDECIDED, _KEPT, _REMOVED = 0, 1, 2
 
-Staged = Callable[[DataFrame, str], DataFrame]
-Verify = Callable[[DataFrame], DataFrame]
+Verify = Callable[[Stored], Stored]
 
 
-def removals_of(edges: DataFrame, verify: Verify, staged: Staged, walked: int = WALKED_EDGES) -> DataFrame:
-    """The removed files and why: EDGE_ROWS whose better file is kept, one a removed (worse) file.
+class Scratch(Protocol):
+    """Where steps leave what later ones need."""
+
+    def staged(self, rows: DataFrame, name: str) -> DataFrame:
+        """Write rows under a name and read them back, so that no step recomputes an earlier one."""
+
+    def scratch(self, name: str) -> str:
+        """The folder of that name."""
+
+
+def removals_of(
+    spark: SparkSession, edges: Stored, verify: Verify, scratch: Scratch, walked: int = WALKED_EDGES
+) -> Stored:
+    """The removed files and why: blobs of EDGEs whose better file is kept, one a removed (worse) file.
 
     Args:
-        edges: blobs of EDGEs, each pair once, staged; keys sort from best to worst. Those whose proof is OPEN need
-            one.
-        verify: from blobs of open edges, in UNITS buckets, to blobs of those of them that are similar, with their
-            proof, staged.
-        staged: writes rows under a name and reads them back, so that no round recomputes an earlier one.
+        spark: the session.
+        edges: blobs of EDGEs, each pair once; keys sort from best to worst. Those whose proof is OPEN need one.
+        verify: from blobs of open EDGEs, in UNITS buckets, to blobs of those of them that are similar, with their
+            proof.
+        scratch: where intermediate rows and blobs go.
         walked: edges that one task may walk.
 
     Of several kept neighbours the most similar is named, then the best.
     """
-    if count_of(edges) <= walked:
-        walk = staged(in_one_task(edges, _first_walk, BLOBS), "walked")
-        proven = verify(walk.where(F.col("kind") == KIND_EDGE))
-        return in_one_task(walk.where(F.col("kind") == KIND_KNOWN).unionAll(proven), _last_walk, EDGE_ROWS)
-    rest, _ = _in_rounds(rows_of(edges), staged, "round", walked)
+    near = scratch.scratch("near")
+    if edges.count() <= walked:
+        walk = in_one_task(spark, {KIND_EDGE: edges}, _first_walk, scratch.scratch("walked"))
+        return in_one_task(spark, {KIND_KNOWN: walk, KIND_EDGE: verify(walk)}, _last_walk, near)
+    every = rows_of(edges.blobs(spark, KIND_EDGE))
+    rest, _ = _in_rounds(every, scratch, "round", walked)
     if rest.count() <= walked:
-        blocking = in_one_task(blobs_of(rest), _first_walk, BLOBS).where(F.col("kind") == KIND_EDGE)
+        left = blobs_of(rest, scratch.scratch("left"))
+        blocking = in_one_task(spark, {KIND_EDGE: left}, _first_walk, scratch.scratch("blocking"))
     else:
-        blocking = by_place(blobs_of(rest.where(F.col("proof") == OPEN)))
-    known = rows_of(edges).where(F.col("proof") != OPEN).unionAll(rows_of(verify(staged(blocking, "blocking"))))
-    rest, removed = _in_rounds(known, staged, "last", walked)
-    removed.append(in_one_task(blobs_of(rest), _last_walk, EDGE_ROWS).select("worse"))
-    return _named(known, staged(reduce(DataFrame.unionAll, removed), "removed"))
+        blocking = by_place(rest.where(F.col("proof") == OPEN), scratch.scratch("blocking"))
+    proven = rows_of(verify(blocking).blobs(spark, KIND_EDGE))
+    known = every.where(F.col("proof") != OPEN).unionAll(proven)
+    rest, removed = _in_rounds(known, scratch, "last", walked)
+    left = blobs_of(rest, scratch.scratch("left-last"))
+    last = in_one_task(spark, {KIND_EDGE: left}, _last_walk, scratch.scratch("walked"))
+    removed.append(rows_of(last.blobs(spark, KIND_EDGE)).select("worse"))
+    return blobs_of(_named(known, scratch.staged(reduce(DataFrame.unionAll, removed), "removed")), near)
 
 
-def _in_rounds(edges: DataFrame, staged: Staged, name: str, walked: int) -> tuple[DataFrame, list[DataFrame]]:
+def _in_rounds(edges: DataFrame, scratch: Scratch, name: str, walked: int) -> tuple[DataFrame, list[DataFrame]]:
     """Rounds until the undecided edges are few enough for one task, or wait for proof; and the removed (worse)."""
     removed: list[DataFrame] = []
     rest = edges
@@ -79,11 +86,11 @@ def _in_rounds(edges: DataFrame, staged: Staged, name: str, walked: int) -> tupl
         number = len(removed)
         blocked = rest.select(F.col("worse").alias("better")).distinct()
         best = rest.where(F.col("proof") != OPEN).join(blocked, "better", "left_anti")
-        losers = staged(best.select("worse").distinct(), f"{name}-removed-{number}")
+        losers = scratch.staged(best.select("worse").distinct(), f"{name}-removed-{number}")
         removed.append(losers)
         for side in ("worse", "better"):
             rest = rest.join(losers.select(F.col("worse").alias(side)), side, "left_anti")
-        rest = staged(rest.select(*edges.columns), f"{name}-rest-{number}")
+        rest = scratch.staged(rest.select(*edges.columns), f"{name}-rest-{number}")
         if rest.count() == count:
             break
     return rest, removed
@@ -209,4 +216,4 @@ def _last_walk(edges: Records) -> Iterator[pa.RecordBatch]:
     """The edge that removes it, for each file that is removed; what is still open was refuted."""
     graph = Graph(edges[edges["proof"] != OPEN])
     _, proofs = graph.walk()
-    yield edge_rows(graph.edges(proofs[proofs >= 0]))
+    yield from edge_blobs(graph.edges(proofs[proofs >= 0]))

@@ -34,9 +34,9 @@ FILE = np.dtype(
 LOSS = np.dtype([("repo", "<u8"), ("files", "<i8"), ("lost", "<i8")])
 # A file that goes for another of the same bytes.
 COPY = np.dtype([*((name, SLIM[name]) for name in SLIM.names or ()), ("kept", "u1", KEY_BYTES)])
-# A file that goes, and for whom; the similarity is NaN and the band negative where there is none.
+# A file that goes, and for whom; where there is none, the similarity is NaN, the band and the proof are 255.
 REMOVAL = np.dtype(
-    [("key", "u1", KEY_BYTES), ("kept", "u1", KEY_BYTES), ("similarity", "<f8"), ("band", "<i2"), ("proof", "u1")]
+    [("key", "u1", KEY_BYTES), ("kept", "u1", KEY_BYTES), ("similarity", "<f8"), ("band", "u1"), ("proof", "u1")]
 )
 SKETCHED = np.dtype([*((name, SLIM[name]) for name in SLIM.names or ()), ("sketch", "u1", BINS)])
 # Two files that are similar, or may be; the places of the better and of the worse one.

@@ -6,12 +6,11 @@ from itertools import chain
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
 from spark_jobs.content import arrow_schema
-from spark_jobs.near_duplicates.edges import PROOFS
+from spark_jobs.near_duplicates.edges import NONE, PROOFS, edges_in
 from spark_jobs.near_duplicates.exchange import BLOBS, SCHEMA, Blobs, exchanged, of_kind, scattered
-from spark_jobs.near_duplicates.fingerprints import matrix
 from spark_jobs.near_duplicates.lookup import Source, looked_up
 from spark_jobs.near_duplicates.records import (
     DTYPES,
@@ -26,9 +25,10 @@ from spark_jobs.near_duplicates.records import (
     first_of_each,
     spots_of,
 )
+from spark_jobs.near_duplicates.stored import Stored, stored_exchange
 from spark_jobs.tables import DUPLICATES
 
-_BYTES, _NONE = len(PROOFS), 255
+_BYTES = len(PROOFS)
 _PROOFS = pa.array([*PROOFS, "bytes"])
 _NAMES = ["file_id", "repo", "path"]
 _STREAM = pa.schema(
@@ -36,16 +36,17 @@ _STREAM = pa.schema(
 )
 
 
-def removals_of_all(near: DataFrame, copies: DataFrame, tasks: int, buckets: int) -> DataFrame:
+def removals_of_all(near: DataFrame, copies: DataFrame, tasks: int, buckets: int, folder: str) -> Stored:
     """Blobs of REMOVALs, in the buckets of the files that go, and of REQUESTs for the names of those that stay.
 
     A copy of a file that goes as a near-duplicate follows it to its leader.
 
     Args:
-        near: EDGE_ROWS from each near-duplicate (worse) to the kept file (better).
+        near: blobs of EDGEs from each near-duplicate (worse) to the kept file (better).
         copies: blobs of COPYs, in the buckets of the files that they are copies of.
         tasks: Spark tasks that share the buckets.
         buckets: number of buckets of spots.
+        folder: where the blobs are stored.
     """
 
     def follow(groups: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
@@ -57,17 +58,18 @@ def removals_of_all(near: DataFrame, copies: DataFrame, tasks: int, buckets: int
             for _, records in chain(following, blobs):
                 yield from _addressed(_followed(records, gone), buckets)
 
-    return exchanged(_near_blobs(near, buckets).unionAll(copies), tasks, follow, DTYPES)
+    return stored_exchange(_near_blobs(near, buckets).unionAll(copies), tasks, follow, folder)
 
 
-def named(removals: DataFrame, sources: Sequence[Source], tasks: int) -> DataFrame:
+def named(spark: SparkSession, removals: Stored, sources: Sequence[Source], tasks: int) -> DataFrame:
     """Rows of DUPLICATES.
 
     The names of a kept file travel once to each bucket that wants them, so that a file for which a tenth of the corpus
     goes is no burden to one task.
 
     Args:
-        removals: what `removals_of_all` returns, staged.
+        spark: the session.
+        removals: what `removals_of_all` returns.
         sources: the files of fingerprints.
         tasks: Spark tasks that share the buckets.
     """
@@ -81,20 +83,20 @@ def named(removals: DataFrame, sources: Sequence[Source], tasks: int) -> DataFra
         for _, blobs in groups:
             yield from _named_rows(blobs, sources, schema)
 
-    replies = exchanged(removals.where(f"kind = {KIND_REQUEST}"), tasks, reply, DTYPES)
-    waiting = removals.where(f"kind = {KIND_REMOVAL}")
+    requests, waiting = (removals.blobs(spark, kind) for kind in (KIND_REQUEST, KIND_REMOVAL))
+    replies = exchanged(requests, tasks, reply, DTYPES)
     return exchanged(waiting.unionAll(replies), tasks, name, DTYPES, DUPLICATES)
 
 
 def _near_blobs(near: DataFrame, buckets: int) -> DataFrame:
-    """EDGE_ROWS as blobs of REMOVALs, in the buckets of their worse files."""
+    """Blobs of EDGEs as blobs of REMOVALs, in the buckets of their worse files."""
 
     def pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            found = np.empty(batch.num_rows, REMOVAL)
-            found["key"], found["kept"] = (matrix(batch.column(name), "u1") for name in ("worse", "better"))
-            for name, none in (("similarity", np.nan), ("band", -1), ("proof", _NONE)):
-                found[name] = np.asarray(pc.fill_null(batch.column(name), none))
+        for edges in edges_in(batches):
+            found = np.empty(len(edges), REMOVAL)
+            found["key"], found["kept"] = edges["worse"], edges["better"]
+            for name in ("similarity", "band", "proof"):
+                found[name] = edges[name]
             yield scattered(found, KIND_NEAR, bucket_of(spots_of(found["key"]), buckets))
 
     return near.mapInArrow(pack, BLOBS)
@@ -104,7 +106,7 @@ def _followed(copies: Records, gone: Records) -> Records:
     """REMOVALs of COPYs; `gone` are those of the near-duplicates of their bucket, sorted by spot."""
     found = np.empty(len(copies), REMOVAL)
     found["key"], found["kept"] = copies["key"], copies["kept"]
-    found["similarity"], found["band"], found["proof"] = 1, -1, _BYTES
+    found["similarity"], found["band"], found["proof"] = 1, NONE, _BYTES
     if len(gone):
         spots, kept = spots_of(gone["key"]), spots_of(copies["kept"])
         at = np.minimum(np.searchsorted(spots, kept), len(gone) - 1)
@@ -168,11 +170,11 @@ def _named_rows(blobs: Blobs, sources: Sequence[Source], schema: pa.Schema) -> I
 
 def _evidence(removals: Records) -> dict[str, pa.Array]:
     """The columns of DUPLICATES that say how it is known that a file may go."""
-    proofs = np.where(removals["proof"] == _NONE, 0, removals["proof"])
+    proofs = np.where(removals["proof"] == NONE, 0, removals["proof"])
     bands, similarities = removals["band"].astype(np.int32), np.ascontiguousarray(removals["similarity"])
     return {
         "similarity": pa.array(similarities, mask=np.isnan(similarities)),
-        "band": pa.array(bands, mask=bands < 0),
+        "band": pa.array(bands, mask=bands == NONE),
         "kind": pa.array(["near", "exact"]).take(pa.array((removals["proof"] == _BYTES).astype(np.int8))),
-        "proof": pc.if_else(pa.array(removals["proof"] == _NONE), None, _PROOFS.take(pa.array(proofs))),
+        "proof": pc.if_else(pa.array(removals["proof"] == NONE), None, _PROOFS.take(pa.array(proofs))),
     }

@@ -10,23 +10,23 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark_jobs.content import pieces, rows_of, text_buffers
-from spark_jobs.near_duplicates.edges import SHINGLES, UNITS, count_of, edge_blobs, edges_in
+from spark_jobs.near_duplicates.edges import SHINGLES, UNITS, edge_blobs, edges_in
 from spark_jobs.near_duplicates.exchange import (
     BLOBS,
     Blobs,
     Records,
     buckets_in,
-    exchanged,
     flushed,
     gathered,
     scattered,
 )
 from spark_jobs.near_duplicates.records import (
     DTYPES,
+    KIND_EDGE,
     KIND_PLACE,
     Hashes,
     first_of_each,
@@ -36,6 +36,7 @@ from spark_jobs.near_duplicates.records import (
 )
 from spark_jobs.near_duplicates.settings import Fingerprint
 from spark_jobs.near_duplicates.shingles import jaccard, shingle_sets
+from spark_jobs.near_duplicates.stored import Stored, stored_exchange
 from spark_jobs.parts import write_parts
 
 # Edges that are worth a task of their own.
@@ -48,36 +49,41 @@ _OPTIONS = {"compression": "none", "use_dictionary": False, "write_statistics": 
 
 
 def verified(
-    edges: DataFrame,
+    spark: SparkSession,
+    edges: Stored,
     documents: Sequence[str],
     parts: Sequence[Sequence[str]],
     threshold: float,
     taken: Fingerprint,
     workers: int,
+    sets: str,
     folder: str,
-) -> DataFrame:
+) -> Stored:
     """Blobs of those of the edges whose exact similarity is at least the threshold, with that similarity.
 
     Args:
+        spark: the session.
         edges: blobs of EDGEs, each pair once, in UNITS buckets: the more files two of them share, the less is read.
         documents: paths of the tables that hold the content, by delivery.
         parts: the names of their files, by delivery.
         threshold: least Jaccard similarity of the shingle sets.
         taken: what is taken of a text.
         workers: cores that share the work.
-        folder: where the shingle sets go meanwhile.
+        sets: where the shingle sets go meanwhile.
+        folder: where the blobs are stored.
     """
-    tasks = min(UNITS, max(workers, count_of(edges) // _TASK_EDGES))
-    _write_sets(edges, documents, parts, taken, tasks, folder)
-    shares = edges.withColumn("bucket", F.floor(F.col("bucket") * tasks / UNITS).cast("int"))
+    tasks = min(UNITS, max(workers, edges.count(KIND_EDGE) // _TASK_EDGES))
+    blobs = edges.blobs(spark, KIND_EDGE)
+    _write_sets(blobs, documents, parts, taken, tasks, sets)
+    shares = blobs.withColumn("bucket", F.floor(F.col("bucket") * tasks / UNITS).cast("int"))
 
     def verify(groups: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
         for _, blobs in groups:
             records = np.concatenate([records for _, records in blobs])
             for run in _runs(records):
-                yield from edge_blobs(_verify(run, threshold, folder, tasks))
+                yield from edge_blobs(_verify(run, threshold, sets, tasks))
 
-    return exchanged(shares, tasks, verify, DTYPES)
+    return stored_exchange(shares, tasks, verify, folder)
 
 
 def _write_sets(
