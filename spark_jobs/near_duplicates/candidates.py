@@ -18,7 +18,6 @@ from spark_jobs.near_duplicates.fingerprints import matrix
 from spark_jobs.near_duplicates.lookup import Source, by_spot, looked_up
 from spark_jobs.near_duplicates.records import (
     BAND_MEMBER,
-    DTYPES,
     HOT_BAND,
     KIND_BAND,
     KIND_HOT,
@@ -92,7 +91,7 @@ def candidate_pairs(
             found = np.concatenate(hot)
             yield scattered(found, KIND_HOT, np.zeros(len(found), np.int64))
 
-    return stored_exchange(exchanged(files, tasks, scatter, DTYPES), tasks, pair, folder)
+    return stored_exchange(exchanged(files, tasks, scatter), tasks, pair, folder)
 
 
 def _members(blobs: Blobs, sources: Sequence[Source]) -> Iterator[Records]:

@@ -19,7 +19,6 @@ from spark_jobs.near_duplicates.exchange import FLUSH_BYTES, Blobs, exchanged, f
 from spark_jobs.near_duplicates.fingerprints import matrix
 from spark_jobs.near_duplicates.lookup import Source, by_spot, looked_up
 from spark_jobs.near_duplicates.records import (
-    DTYPES,
     EDGE,
     KIND_PAIR,
     KIND_REPLY,
@@ -67,7 +66,7 @@ def edges_of(
             yield from edge_blobs(edges)
 
     requests, paired = (pairs.blobs(files.sparkSession, kind) for kind in (KIND_REQUEST, KIND_PAIR))
-    replies = exchanged(files.unionAll(requests), tasks, reply, DTYPES)
+    replies = exchanged(files.unionAll(requests), tasks, reply)
     return stored_exchange(files.unionAll(paired).unionAll(replies), tasks, compare, folder)
 
 

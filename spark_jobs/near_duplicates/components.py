@@ -13,15 +13,15 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from spark_jobs import tables
 from spark_jobs.near_duplicates.edges import OPEN, blobs_of, by_place, edge_blobs, in_one_task, rows_of
-from spark_jobs.near_duplicates.exchange import Records
-from spark_jobs.near_duplicates.leaders import WALKED_EDGES, Graph, Scratch, Verify
-from spark_jobs.near_duplicates.records import EDGE, KIND_EDGE
+from spark_jobs.near_duplicates.leaders import WALKED_EDGES, Graph, Verify
+from spark_jobs.near_duplicates.records import EDGE, KIND_EDGE, Records
 from spark_jobs.near_duplicates.stored import Stored
 
 
 def components_of(
-    spark: SparkSession, edges: Stored, verify: Verify, scratch: Scratch, walked: int = WALKED_EDGES
+    spark: SparkSession, edges: Stored, verify: Verify, stage: tables.Stage, walked: int = WALKED_EDGES
 ) -> Stored:
     """Blobs of EDGEs from each file to the best of its component, if that is another; the similarity is NaN and the
     rest NONE where the two are similar by way of others only.
@@ -31,28 +31,28 @@ def components_of(
         edges: blobs of EDGEs, each pair once; keys sort from best to worst. Those whose proof is OPEN need one.
         verify: from blobs of open EDGEs, in UNITS buckets, to blobs of those of them that are similar, with their
             proof.
-        scratch: where intermediate rows and blobs go.
+        stage: where intermediate rows and blobs go.
         walked: edges that one task may join.
     """
     proven = F.col("proof") != OPEN
     rows = rows_of(edges.blobs(spark, KIND_EDGE))
-    verified = verify(by_place(rows.where(~proven), scratch.scratch("open")))
-    known = scratch.staged(rows.where(proven).unionAll(rows_of(verified.blobs(spark, KIND_EDGE))), "known")
+    verified = verify(by_place(rows.where(~proven), stage.scratch("open")))
+    known = stage.staged(rows.where(proven).unionAll(rows_of(verified.blobs(spark, KIND_EDGE))), "known")
     if known.count() <= walked:
-        blobs = blobs_of(known, scratch.scratch("joining"))
-        joined = in_one_task(spark, {KIND_EDGE: blobs}, _joined, scratch.scratch("joined"))
+        blobs = blobs_of(known, stage.scratch("joining"))
+        joined = in_one_task(spark, {KIND_EDGE: blobs}, _joined, stage.scratch("joined"))
         stars = rows_of(joined.blobs(spark, KIND_EDGE)).select("better", "worse")
     else:
-        stars = _stars(known.select("better", "worse"), scratch)
+        stars = _stars(known.select("better", "worse"), stage)
     found = stars.join(known, ["better", "worse"], "left").select(*known.columns)
-    return blobs_of(found, scratch.scratch("near"))
+    return blobs_of(found, stage.scratch("near"))
 
 
-def _stars(edges: DataFrame, scratch: Scratch) -> DataFrame:
+def _stars(edges: DataFrame, stage: tables.Stage) -> DataFrame:
     """Rows (better, worse) from the best of each component to each of its other files."""
     before = None
     for number in itertools.count():
-        edges = scratch.staged(_small_star(_large_star(edges)), f"stars-{number}")
+        edges = stage.staged(_small_star(_large_star(edges)), f"stars-{number}")
         total = F.sum(F.xxhash64("better", "worse").cast("decimal(38,0)"))
         now = edges.agg(F.count(F.lit(1)), total).collect()[0]
         if now == before:

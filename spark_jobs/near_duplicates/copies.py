@@ -15,7 +15,6 @@ from spark_jobs.near_duplicates.exchange import Blobs, exchanged, scattered
 from spark_jobs.near_duplicates.keep_order import MAX_LOSSES, standing, with_losses
 from spark_jobs.near_duplicates.records import (
     COPY,
-    DTYPES,
     FILE,
     KIND_COPY,
     KIND_FILE,
@@ -76,7 +75,7 @@ def ranked(fresh: DataFrame, tasks: int) -> DataFrame:
                     files["key"] = with_losses(files["key"], _shares(losses, files["repo"]))
                     yield scattered(files, KIND_FILE, content_bucket(files, tasks))
 
-    return exchanged(exchanged(fresh, tasks, choose, DTYPES), tasks, rank, DTYPES)
+    return exchanged(exchanged(fresh, tasks, choose), tasks, rank)
 
 
 def folded(files: DataFrame, tasks: int, buckets: int, folder: str) -> Stored:

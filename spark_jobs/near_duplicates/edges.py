@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 
-from spark_jobs.near_duplicates.exchange import FLUSH_BYTES, Records, flushed, scattered
+from spark_jobs.near_duplicates.exchange import FLUSH_BYTES, flushed, scattered
 from spark_jobs.near_duplicates.fingerprints import binary, matrix
-from spark_jobs.near_duplicates.records import EDGE, KIND_EDGE, PLACE
+from spark_jobs.near_duplicates.records import EDGE, KIND_EDGE, PLACE, Records
 from spark_jobs.near_duplicates.stored import Stored, stored
 
 # How the similarity is known: not yet; from the sketches, as certain as their bounds say or as their estimate alone;

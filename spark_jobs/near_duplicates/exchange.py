@@ -4,7 +4,7 @@ Spark moves, spills and recovers the rows; numpy sees the records. A row of thir
 microsecond to write, sort and hand to Python, a record in a blob what its bytes cost.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 
 import numpy as np
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
+from spark_jobs.near_duplicates.records import DTYPES, Records
 from spark_jobs.workers import begin_task
 
 BLOBS = "bucket int, kind int, count int, records binary"
 FLUSH_BYTES = 4 << 20
 
-Records = NDArray[np.void]
 # What a bucket gets: its blobs in the order of their kinds.
 Blobs = Iterator[tuple[int, Records]]
 
@@ -68,7 +68,6 @@ def exchanged(
     blobs: DataFrame,
     tasks: int,
     each: Callable[[Iterator[tuple[int, Blobs]]], Iterator[pa.RecordBatch]],
-    dtypes: Mapping[int, np.dtype],
     schema: str | T.StructType = BLOBS,
 ) -> DataFrame:
     """Bring the blobs of each bucket together, in the order of their kinds; `each` makes rows of a task's buckets.
@@ -78,12 +77,12 @@ def exchanged(
         tasks: Spark tasks that share the buckets; each takes its own one after the other.
         each: from buckets (number, blobs) to batches of `schema`. A bucket's blobs are to be read before the next
             bucket is asked for, as far as they are wanted.
-        dtypes: the records' type by kind.
+        schema: of what it makes.
     """
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         begin_task()
-        yield from each(buckets_in(batches, dtypes))
+        yield from each(buckets_in(batches))
 
     return gathered(blobs, tasks).mapInArrow(run, schema)
 
@@ -93,14 +92,14 @@ def gathered(blobs: DataFrame, tasks: int) -> DataFrame:
     return blobs.repartitionById(tasks, "bucket").sortWithinPartitions("bucket", "kind")
 
 
-def buckets_in(batches: Iterable[pa.RecordBatch], dtypes: Mapping[int, np.dtype]) -> Iterator[tuple[int, Blobs]]:
+def buckets_in(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, Blobs]]:
     """The buckets of gathered blobs, to be read one after the other."""
-    for bucket, rows in groupby(_rows(batches, dtypes), key=lambda row: row[0]):
+    for bucket, rows in groupby(_rows(batches), key=lambda row: row[0]):
         yield bucket, ((kind, records) for _, kind, records in rows)
 
 
-def _rows(batches: Iterable[pa.RecordBatch], dtypes: Mapping[int, np.dtype]) -> Iterator[tuple[int, int, Records]]:
+def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, int, Records]]:
     for batch in batches:
         buckets, kinds = batch.column("bucket").to_pylist(), batch.column("kind").to_pylist()
         for bucket, kind, records in zip(buckets, kinds, batch.column("records"), strict=True):
-            yield bucket, kind, np.frombuffer(records.as_buffer(), dtypes[kind])
+            yield bucket, kind, np.frombuffer(records.as_buffer(), DTYPES[kind])

@@ -11,7 +11,6 @@ Only the open edges that still block when all else is settled are verified, in o
 
 from collections.abc import Callable, Iterator
 from functools import reduce
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from spark_jobs import tables
 from spark_jobs.near_duplicates.edges import OPEN, UNITS, blobs_of, by_place, edge_blobs, in_one_task, rows_of
-from spark_jobs.near_duplicates.exchange import Records
-from spark_jobs.near_duplicates.records import KIND_EDGE, KIND_KNOWN, numbered, numbers, spots_of
+from spark_jobs.near_duplicates.records import KIND_EDGE, KIND_KNOWN, Records, numbered, numbers, spots_of
 from spark_jobs.near_duplicates.stored import Stored
 
 # Edges that one worker walks, with some 300 bytes for each.
@@ -33,18 +32,8 @@ _UNDECIDED, _KEPT, _REMOVED = 0, 1, 2
 Verify = Callable[[Stored], Stored]
 
 
-class Scratch(Protocol):
-    """Where steps leave what later ones need."""
-
-    def staged(self, rows: DataFrame, name: str) -> DataFrame:
-        """Write rows under a name and read them back, so that no step recomputes an earlier one."""
-
-    def scratch(self, name: str) -> str:
-        """The folder of that name."""
-
-
 def removals_of(
-    spark: SparkSession, edges: Stored, verify: Verify, scratch: Scratch, walked: int = WALKED_EDGES
+    spark: SparkSession, edges: Stored, verify: Verify, stage: tables.Stage, walked: int = WALKED_EDGES
 ) -> Stored:
     """The removed files and why: blobs of EDGEs whose better file is kept, one a removed (worse) file.
 
@@ -53,32 +42,32 @@ def removals_of(
         edges: blobs of EDGEs, each pair once; keys sort from best to worst. Those whose proof is OPEN need one.
         verify: from blobs of open EDGEs, in UNITS buckets, to blobs of those of them that are similar, with their
             proof.
-        scratch: where intermediate rows and blobs go.
+        stage: where intermediate rows and blobs go.
         walked: edges that one task may walk.
 
     Of several kept neighbours the most similar is named, then the best.
     """
-    near = scratch.scratch("near")
+    near = stage.scratch("near")
     if edges.count() <= walked:
-        walk = in_one_task(spark, {KIND_EDGE: edges}, _first_walk, scratch.scratch("walked"))
+        walk = in_one_task(spark, {KIND_EDGE: edges}, _first_walk, stage.scratch("walked"))
         return in_one_task(spark, {KIND_KNOWN: walk, KIND_EDGE: verify(walk)}, _last_walk, near)
     every = rows_of(edges.blobs(spark, KIND_EDGE))
-    rest, _ = _in_rounds(every, scratch, "round", walked)
+    rest, _ = _in_rounds(every, stage, "round", walked)
     if rest.count() <= walked:
-        left = blobs_of(rest, scratch.scratch("left"))
-        blocking = in_one_task(spark, {KIND_EDGE: left}, _first_walk, scratch.scratch("blocking"))
+        left = blobs_of(rest, stage.scratch("left"))
+        blocking = in_one_task(spark, {KIND_EDGE: left}, _first_walk, stage.scratch("blocking"))
     else:
-        blocking = by_place(rest.where(F.col("proof") == OPEN), scratch.scratch("blocking"))
+        blocking = by_place(rest.where(F.col("proof") == OPEN), stage.scratch("blocking"))
     proven = rows_of(verify(blocking).blobs(spark, KIND_EDGE))
     known = every.where(F.col("proof") != OPEN).unionAll(proven)
-    rest, removed = _in_rounds(known, scratch, "last", walked)
-    left = blobs_of(rest, scratch.scratch("left-last"))
-    last = in_one_task(spark, {KIND_EDGE: left}, _last_walk, scratch.scratch("walked"))
+    rest, removed = _in_rounds(known, stage, "last", walked)
+    left = blobs_of(rest, stage.scratch("left-last"))
+    last = in_one_task(spark, {KIND_EDGE: left}, _last_walk, stage.scratch("walked"))
     removed.append(rows_of(last.blobs(spark, KIND_EDGE)).select("worse"))
-    return blobs_of(_named(known, scratch.staged(reduce(DataFrame.unionAll, removed), "removed")), near)
+    return blobs_of(_named(known, stage.staged(reduce(DataFrame.unionAll, removed), "removed")), near)
 
 
-def _in_rounds(edges: DataFrame, scratch: Scratch, name: str, walked: int) -> tuple[DataFrame, list[DataFrame]]:
+def _in_rounds(edges: DataFrame, stage: tables.Stage, name: str, walked: int) -> tuple[DataFrame, list[DataFrame]]:
     """Rounds until the undecided edges are few enough for one task, or wait for proof; and the removed (worse)."""
     removed: list[DataFrame] = []
     rest = edges
@@ -86,11 +75,11 @@ def _in_rounds(edges: DataFrame, scratch: Scratch, name: str, walked: int) -> tu
         number = len(removed)
         blocked = rest.select(F.col("worse").alias("better")).distinct()
         best = rest.where(F.col("proof") != OPEN).join(blocked, "better", "left_anti")
-        losers = scratch.staged(best.select("worse").distinct(), f"{name}-removed-{number}")
+        losers = stage.staged(best.select("worse").distinct(), f"{name}-removed-{number}")
         removed.append(losers)
         for side in ("worse", "better"):
             rest = rest.join(losers.select(F.col("worse").alias(side)), side, "left_anti")
-        rest = scratch.staged(rest.select(*edges.columns), f"{name}-rest-{number}")
+        rest = stage.staged(rest.select(*edges.columns), f"{name}-rest-{number}")
         if rest.count() == count:
             break
     return rest, removed

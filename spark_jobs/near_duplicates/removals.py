@@ -13,7 +13,6 @@ from spark_jobs.near_duplicates.edges import NONE, PROOFS, edges_in
 from spark_jobs.near_duplicates.exchange import BLOBS, SCHEMA, Blobs, exchanged, of_kind, scattered
 from spark_jobs.near_duplicates.lookup import Source, looked_up
 from spark_jobs.near_duplicates.records import (
-    DTYPES,
     KIND_NAMES,
     KIND_NEAR,
     KIND_REMOVAL,
@@ -84,8 +83,8 @@ def named(spark: SparkSession, removals: Stored, sources: Sequence[Source], task
             yield from _named_rows(blobs, sources, schema)
 
     requests, waiting = (removals.blobs(spark, kind) for kind in (KIND_REQUEST, KIND_REMOVAL))
-    replies = exchanged(requests, tasks, reply, DTYPES)
-    return exchanged(waiting.unionAll(replies), tasks, name, DTYPES, DUPLICATES)
+    replies = exchanged(requests, tasks, reply)
+    return exchanged(waiting.unionAll(replies), tasks, name, DUPLICATES)
 
 
 def _near_blobs(near: DataFrame, buckets: int) -> DataFrame:

@@ -9,16 +9,14 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 
 from spark_jobs.content import part_names, rows_of
-from spark_jobs.near_duplicates.exchange import BLOBS, SCHEMA, Blobs, Records, buckets_in, gathered
-from spark_jobs.near_duplicates.records import DTYPES
-from spark_jobs.parts import write_none, write_sorted_parts
+from spark_jobs.near_duplicates.exchange import BLOBS, SCHEMA, Blobs, buckets_in, gathered
+from spark_jobs.near_duplicates.records import DTYPES, Records
+from spark_jobs.parts import Batches, write_none, write_sorted_parts
 
 # Of blobs that a worker gathers for a row group, and that Spark reads at once.
 _ROW_GROUP_BYTES = 8 << 20
 # Most are made of hashes, which neither repeat nor shrink.
 _OPTIONS = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-
-Batches = Iterator[pa.RecordBatch]
 
 
 class Stored(NamedTuple):
@@ -73,7 +71,7 @@ def stored_exchange(
     blobs: DataFrame, tasks: int, each: Callable[[Iterator[tuple[int, Blobs]]], Batches], folder: str
 ) -> Stored:
     """Store what `each` makes of buckets, as `exchanged` brings them together."""
-    return stored(gathered(blobs, tasks), lambda batches: each(buckets_in(batches, DTYPES)), folder)
+    return stored(gathered(blobs, tasks), lambda batches: each(buckets_in(batches)), folder)
 
 
 def _name(kind: int) -> str:

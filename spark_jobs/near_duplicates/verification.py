@@ -15,20 +15,12 @@ from pyspark.sql import functions as F
 
 from spark_jobs.content import pieces, rows_of, text_buffers
 from spark_jobs.near_duplicates.edges import SHINGLES, UNITS, edge_blobs, edges_in
-from spark_jobs.near_duplicates.exchange import (
-    BLOBS,
-    Blobs,
-    Records,
-    buckets_in,
-    flushed,
-    gathered,
-    scattered,
-)
+from spark_jobs.near_duplicates.exchange import BLOBS, Blobs, buckets_in, flushed, gathered, scattered
 from spark_jobs.near_duplicates.records import (
-    DTYPES,
     KIND_EDGE,
     KIND_PLACE,
     Hashes,
+    Records,
     first_of_each,
     numbered,
     place_numbers,
@@ -102,7 +94,7 @@ def _write_sets(
             yield scattered(places, KIND_PLACE, _file_of(places, tasks))
 
     def fetch(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for _, blobs in buckets_in(batches, DTYPES):
+        for _, blobs in buckets_in(batches):
             yield from _fetch(_distinct(np.concatenate([records for _, records in blobs])), documents, parts, taken)
 
     places = gathered(edges.mapInArrow(scatter, BLOBS), tasks)
