@@ -54,7 +54,7 @@ def test_scattered_records_are_in_their_buckets_in_order(seed, count, buckets, k
     assert batch.column("records").to_pylist() == expected
     assert batch.column("count").to_pylist() == [len(blob) // DTYPES[kind].itemsize for blob in expected]
     assert set(batch.column("kind").to_pylist()) <= {kind}
-    rows = list(exchange._rows([batch], DTYPES))
+    rows = list(exchange._rows([batch]))
     assert [bucket for bucket, _, _ in rows] == batch.column("bucket").to_pylist()
     assert [found.tobytes() for _, _, found in rows] == expected
     assert all(found.dtype == DTYPES[kind] for _, _, found in rows)
