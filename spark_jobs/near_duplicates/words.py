@@ -26,6 +26,7 @@ _FINAL_1, _FINAL_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53
 _trailing_zeros: Any = numbers.trailing_zeros
 _ONE, _EIGHT, _TOP = np.uint64(1), np.uint64(8), np.uint64(63)
 _LOW_BYTES = np.array([(1 << 8 * width) - 1 for width in range(9)], np.uint64)
+_HIGH_BITS = np.uint64(0x8080808080808080)
 _MASK_OF_FLAGS = np.uint64(0x0102040810204080)
 
 # A document with more words than this has its shingles sorted: a table of them would not fit any cache.
@@ -73,7 +74,7 @@ def mix(value: np.uint64) -> np.uint64:
 
 @njit(nogil=True, cache=True)
 def _mark_ascii(text: Bytes, marks: Bytes) -> bool:
-    """Mark the bytes of words with 1, the others with 0; False if the text is not ASCII, so that it means nothing."""
+    """Mark the bytes of words with 1, the others with 0; False if there are others than ASCII, all marked with 0."""
     seen = np.uint8(0)
     for number in range(len(text)):
         byte = text[number]
@@ -84,9 +85,15 @@ def _mark_ascii(text: Bytes, marks: Bytes) -> bool:
 
 
 @njit(nogil=True, cache=True)
-def _mark_unicode(data: Bytes, first: int, end: int, classes: Bytes, marks: Bytes) -> None:
+def _mark_wide(data: Bytes, first: int, end: int, classes: Bytes, marks: Bytes) -> None:
+    """Mark the characters of `data[first:end]` that are not ASCII; the marks of those that are stand."""
     at = first
     while at < end:
+        high = load(data, at, end) & _HIGH_BITS
+        if high == 0:
+            at += 8
+            continue
+        at += _trailing_zeros(high) >> 3
         code, width = decode(data, at)
         marks[at - first : at - first + width] = (classes[code] & WORD) != 0
         at += width
@@ -118,7 +125,7 @@ def _word_hashes(data: Bytes, first: int, end: int, classes: Bytes, marks: Bytes
     """Write the hash of every word of `data[first:end]` to `out`; return how many there are."""
     size = end - first
     if not _mark_ascii(data[first:end], marks[:size]):
-        _mark_unicode(data, first, end, classes, marks)
+        _mark_wide(data, first, end, classes, marks)
     marks[size : size + 64] = 0
     count, begin, inside, carry = 0, 0, False, np.uint64(0)
     for block in range(0, size + 1, 64):
