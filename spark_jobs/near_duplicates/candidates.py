@@ -28,9 +28,11 @@ from spark_jobs.near_duplicates.records import (
     Records,
     bucket_of,
     first_of_each,
+    joined,
     numbers,
     spots_of,
     table_size,
+    taken,
 )
 from spark_jobs.near_duplicates.runs import Order, sorted_runs
 from spark_jobs.near_duplicates.settings import BANDS, ROWS
@@ -99,10 +101,11 @@ def _members(blobs: Blobs, sources: Sequence[Source]) -> Iterator[Records]:
     worded = by_spot(records[records["shingles"] > 0] for _, records in blobs)
     for at, batch in looked_up(spots_of(worded["key"]), sources, ["bands"]):
         files = worded[at]
-        members = np.empty((len(files), BANDS), BAND_MEMBER)
-        members["digest"] = matrix(batch.column("bands"), "<u8")
-        members["key"], members["shingles"] = files["key"][:, None, :], files["shingles"][:, None]
-        yield members.ravel()
+        alike = np.empty(len(files), BAND_MEMBER)
+        alike["key"], alike["shingles"] = files["key"], files["shingles"]
+        members = taken(alike, np.repeat(np.arange(len(files)), BANDS))
+        members["digest"] = matrix(batch.column("bands"), "<u8").ravel()
+        yield members
 
 
 def _pairs_of_buckets(
@@ -113,7 +116,7 @@ def _pairs_of_buckets(
         members, counts = np.empty(0, BAND_MEMBER), np.zeros(0, np.int64)
         for few in _slices(sorted_runs((records for _, records in blobs), _BY_DIGEST, shared_only=True)):
             remembered = len(members)
-            members = np.concatenate([members, few])
+            members = joined([members, few])
             settled = members["key"][:, 0] < _UNSETTLED
             left, right, hubs, counts = _pair_rows(
                 members["digest"], members["shingles"], settled, remembered, counts, HUBS, threshold
@@ -125,7 +128,7 @@ def _pairs_of_buckets(
                 pairs["better"], pairs["worse"], pairs["band"] = spots[left[some]], spots[right[some]], bucket // parts
                 yield pairs
             hot.append(_hottest(members, counts, bucket // parts))
-            members, counts = members[hubs], counts[hubs]
+            members, counts = taken(members, hubs), counts[hubs]
 
 
 def _slices(runs: Iterable[Records]) -> Iterator[Records]:
@@ -183,11 +186,11 @@ def _gathered(parts: Iterable[Records]) -> Iterator[Records]:
     for part in parts:
         waiting.append(part)
         if sum(map(len, waiting)) >= _PAIRS_AT_ONCE:
-            waiting = [distinct_pairs(np.concatenate(waiting))]
+            waiting = [distinct_pairs(joined(waiting))]
             if len(waiting[0]) >= _PAIRS_AT_ONCE // 2:
                 yield waiting.pop()
     if waiting:
-        yield distinct_pairs(np.concatenate(waiting))
+        yield distinct_pairs(joined(waiting))
 
 
 def distinct_pairs(pairs: Records) -> Records:

@@ -24,8 +24,10 @@ from spark_jobs.near_duplicates.records import (
     SLIM,
     Records,
     bucket_of,
+    joined,
     numbers,
     spots_of,
+    taken,
 )
 from spark_jobs.near_duplicates.runs import Order, sorted_runs
 from spark_jobs.near_duplicates.stored import Stored, stored_exchange
@@ -124,10 +126,10 @@ def _without_repeats(runs: Iterable[Records]) -> Iterator[Records]:
     """Of the files in runs by content and id the first of each."""
     last = np.empty(0, FILE)
     for run in runs:
-        both = np.concatenate([last, run])
+        both = joined([last, run])
         again = np.append(False, (both["content"][1:] == both["content"][:-1]).all(1))
         again[1:] &= (both["id"][1:] == both["id"][:-1]).all(1)
-        yield run[~again[len(last) :]]
+        yield taken(run, ~again[len(last) :])
         last = run[-1:].copy()
 
 
@@ -135,9 +137,9 @@ def _with_best(runs: Iterable[Records]) -> Iterator[tuple[Records, Records]]:
     """Files in runs by content, and for each the first of its content, which an earlier run may have had."""
     last = np.empty(0, FILE)
     for run in runs:
-        both = np.concatenate([last, run])
+        both = joined([last, run])
         new = np.append(True, (both["content"][1:] != both["content"][:-1]).any(1))
-        best = both[np.maximum.accumulate(np.where(new, np.arange(len(both)), 0))]
+        best = taken(both, np.maximum.accumulate(np.where(new, np.arange(len(both)), 0)))
         yield run, best[len(last) :]
         last = best[-1:].copy()
 

@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from spark_jobs.near_duplicates.exchange import FLUSH_BYTES, flushed, scattered
 from spark_jobs.near_duplicates.fingerprints import binary, matrix
-from spark_jobs.near_duplicates.records import EDGE, KIND_EDGE, PLACE, Records
+from spark_jobs.near_duplicates.records import EDGE, KIND_EDGE, PLACE, Records, joined
 from spark_jobs.near_duplicates.stored import Stored, stored
 
 # How the similarity is known: not yet; from the sketches, as certain as their bounds say or as their estimate alone;
@@ -80,7 +80,7 @@ def in_one_task(
         for _ in batches:  # a worker that leaves some of its input is not used again
             pass
         parts = (part for kind, blobs in edges.items() for part in blobs.records(kind))
-        yield from walk(np.concatenate([np.empty(0, EDGE), *parts]))
+        yield from walk(joined([np.empty(0, EDGE), *parts]))
 
     return stored(spark.range(1, numPartitions=1), run, folder)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
-from spark_jobs.near_duplicates.records import DTYPES, Records
+from spark_jobs.near_duplicates.records import DTYPES, Records, joined, taken
 from spark_jobs.workers import begin_task
 
 BLOBS = "bucket int, kind int, count int, records binary"
@@ -34,7 +34,7 @@ def scattered(records: Records, kind: int, buckets: NDArray[np.integer]) -> pa.R
     sorted_buckets = buckets[order]
     starts = np.flatnonzero(np.diff(sorted_buckets, prepend=-1))
     ends = np.append(starts[1:], len(order)).astype(np.int64)
-    data = np.ascontiguousarray(records[order]).view(np.uint8)
+    data = taken(records, order).view(np.uint8)
     offsets = np.append(0, ends * records.itemsize) if len(order) else np.zeros(1, np.int64)
     blobs = pa.Array.from_buffers(pa.large_binary(), len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
     columns = [sorted_buckets[starts], np.full(len(starts), kind), ends - starts]
@@ -47,10 +47,10 @@ def flushed(parts: Iterable[Records]) -> Iterator[Records]:
     for part in parts:
         waiting.append(part)
         if sum(one.nbytes for one in waiting) >= FLUSH_BYTES:
-            yield np.concatenate(waiting)
+            yield joined(waiting)
             waiting = []
     if waiting:
-        yield np.concatenate(waiting)
+        yield joined(waiting)
 
 
 def of_kind(blobs: Blobs, kind: int, dtype: np.dtype, following: list[tuple[int, Records]]) -> Records:
@@ -61,7 +61,7 @@ def of_kind(blobs: Blobs, kind: int, dtype: np.dtype, following: list[tuple[int,
             following.append((found, records))
             break
         parts.append(records)
-    return np.concatenate(parts)
+    return joined(parts)
 
 
 def exchanged(

@@ -1,5 +1,7 @@
 """The fixed-size records that near-duplicate removal sends through shuffles, and where they are sent."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -88,6 +90,25 @@ DTYPES = {
     KIND_EDGE: EDGE,
     KIND_KNOWN: EDGE,
 }
+
+
+def joined(parts: Iterable[Records]) -> Records:
+    """Records of one type, in one array after the other, as one array; there is at least one.
+
+    numpy copies records field by field. Without their fields they are blocks of bytes, which takes a tenth of the time.
+    """
+    arrays = list(parts)
+    return np.concatenate([_blocks(records) for records in arrays]).view(arrays[0].dtype)
+
+
+def taken(records: Records, places: NDArray[np.integer] | NDArray[np.bool_]) -> Records:
+    """The records at these places, or for which a mask is true, as a copy: `records[places]`, in blocks as above."""
+    at = np.flatnonzero(places) if places.dtype == np.bool_ else places
+    return np.take(_blocks(records), at).view(records.dtype)
+
+
+def _blocks(records: Records) -> Records:
+    return records.view(f"V{records.itemsize}")
 
 
 def numbers(values: NDArray[np.uint8]) -> Hashes:

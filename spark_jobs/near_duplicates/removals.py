@@ -22,7 +22,9 @@ from spark_jobs.near_duplicates.records import (
     Records,
     bucket_of,
     first_of_each,
+    joined,
     spots_of,
+    taken,
 )
 from spark_jobs.near_duplicates.stored import Stored, stored_exchange
 from spark_jobs.tables import DUPLICATES
@@ -52,7 +54,7 @@ def removals_of_all(near: DataFrame, copies: DataFrame, tasks: int, buckets: int
         for _, blobs in groups:
             following: list[tuple[int, Records]] = []
             gone = of_kind(blobs, KIND_NEAR, REMOVAL, following)
-            gone = gone[np.argsort(spots_of(gone["key"]))]
+            gone = taken(gone, np.argsort(spots_of(gone["key"])))
             yield from _addressed(gone, buckets)
             for _, records in chain(following, blobs):
                 yield from _addressed(_followed(records, gone), buckets)
@@ -76,7 +78,7 @@ def named(spark: SparkSession, removals: Stored, sources: Sequence[Source], task
 
     def reply(groups: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
         for _, blobs in groups:
-            yield from _replies(np.concatenate([records for _, records in blobs]), sources)
+            yield from _replies(joined(records for _, records in blobs), sources)
 
     def name(groups: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
         for _, blobs in groups:
@@ -156,8 +158,8 @@ def _named_rows(blobs: Blobs, sources: Sequence[Source], schema: pa.Schema) -> I
     names = pa.concat_tables(streams).combine_chunks()
     order = np.argsort(names["spot"])
     known = np.asarray(names["spot"])[order]
-    gone = np.concatenate(removals)
-    gone = gone[np.argsort(spots_of(gone["key"]))]
+    gone = joined(removals)
+    gone = taken(gone, np.argsort(spots_of(gone["key"])))
     for at, batch in looked_up(spots_of(gone["key"]), sources, [*_NAMES, "size"]):
         here = gone[at]
         kept = names.take(pa.array(order[np.searchsorted(known, spots_of(here["kept"]))]))

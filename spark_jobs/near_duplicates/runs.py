@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spark_jobs.near_duplicates.records import Hashes, Records, search
+from spark_jobs.near_duplicates.records import Hashes, Records, joined, search, taken
 
 # Records that a worker sorts at once.
 RUN_BYTES = 32 << 20
@@ -43,13 +43,13 @@ def sorted_runs(
         for part in parts:
             waiting += [part] if len(part) else []
             if sum(one.nbytes for one in waiting) >= run_bytes:
-                runs.append(_spilled(in_order(np.concatenate(waiting), order), spilled))
+                runs.append(_spilled(in_order(joined(waiting), order), spilled))
                 waiting = []
         if waiting and not runs:
-            yield in_order(np.concatenate(waiting), order, shared_only)
+            yield in_order(joined(waiting), order, shared_only)
             return
         if waiting:
-            runs.append(in_order(np.concatenate(waiting), order))
+            runs.append(in_order(joined(waiting), order))
         if runs:
             yield from _merged(runs, order, run_bytes // runs[0].itemsize)
 
@@ -61,9 +61,9 @@ def in_order(records: Records, order: Order, shared_only: bool = False) -> Recor
     values = values[places]
     same = values[1:] == values[:-1]
     shared = np.flatnonzero(np.append(same, False) | np.append(False, same)) if len(records) else places
-    rest = order.rest(records[places[shared]])
+    rest = order.rest(taken(records, places[shared]))
     places[shared] = places[shared][np.lexsort([*rest.T[::-1], values[shared]])]
-    return records[places[shared] if shared_only else places]
+    return taken(records, places[shared] if shared_only else places)
 
 
 def _spilled(records: Records, file: BinaryIO) -> Records:
@@ -81,7 +81,7 @@ def _merged(runs: list[Records], order: Order, most: int) -> Iterator[Records]:
         ends = [run[min(share, len(run)) - 1 : min(share, len(run))] for run in runs]
         last = min((order.numbers(end) for end in ends), key=lambda numbers: numbers[0].tolist())
         cuts = [_cut(run, order, last, share) for run in runs]
-        yield in_order(np.concatenate([run[:cut] for run, cut in zip(runs, cuts, strict=True)]), order)
+        yield in_order(joined(run[:cut] for run, cut in zip(runs, cuts, strict=True)), order)
         runs = [run[cut:] for run, cut in zip(runs, cuts, strict=True) if cut < len(run)]
     yield from (run[first : first + most] for run in runs for first in range(0, len(run), most))
 

@@ -22,9 +22,11 @@ from spark_jobs.near_duplicates.records import (
     Hashes,
     Records,
     first_of_each,
+    joined,
     numbered,
     place_numbers,
     search,
+    taken,
 )
 from spark_jobs.near_duplicates.settings import Fingerprint
 from spark_jobs.near_duplicates.shingles import jaccard, shingle_sets
@@ -71,7 +73,7 @@ def verified(
 
     def verify(groups: Iterator[tuple[int, Blobs]]) -> Iterator[pa.RecordBatch]:
         for _, blobs in groups:
-            records = np.concatenate([records for _, records in blobs])
+            records = joined(records for _, records in blobs)
             for run in _runs(records):
                 yield from edge_blobs(_verify(run, threshold, sets, tasks))
 
@@ -95,7 +97,7 @@ def _write_sets(
 
     def fetch(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for _, blobs in buckets_in(batches):
-            yield from _fetch(_distinct(np.concatenate([records for _, records in blobs])), documents, parts, taken)
+            yield from _fetch(_distinct(joined(records for _, records in blobs)), documents, parts, taken)
 
     places = gathered(edges.mapInArrow(scatter, BLOBS), tasks)
     write_parts(places, fetch, _SETS, folder, "sets", _ROW_GROUP_BYTES, **_OPTIONS)
@@ -109,8 +111,8 @@ def _file_of(places: Records, files: int) -> NDArray[np.int64]:
 
 def _distinct(places: Records) -> Records:
     """Each place once, as the content lies."""
-    places = places[first_of_each(place_numbers(places))]
-    return places[np.lexsort(place_numbers(places).T[::-1])]
+    places = taken(places, first_of_each(place_numbers(places)))
+    return taken(places, np.lexsort(place_numbers(places).T[::-1]))
 
 
 def _fetch(
@@ -149,7 +151,7 @@ def _verify(run: Records, threshold: float, folder: str, files: int) -> Records:
     hashes, bounds, order = _sets_of(places[first], folder, files)
     numbers = np.argsort(order)[of]
     similarity = jaccard(hashes, bounds, numbers[::2].copy(), numbers[1::2].copy())
-    similar = run[similarity >= threshold]
+    similar = taken(run, similarity >= threshold)
     similar["similarity"], similar["proof"] = similarity[similarity >= threshold], SHINGLES
     return similar
 
