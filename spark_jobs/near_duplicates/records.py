@@ -95,7 +95,7 @@ DTYPES = {
 def joined(parts: Iterable[Records]) -> Records:
     """Records of one type, in one array after the other, as one array; there is at least one.
 
-    numpy copies records field by field. Without their fields they are blocks of bytes, which takes a tenth of the time.
+    numpy copies records field by field. Without their fields they are blocks of bytes, and a tenth of the time.
     """
     arrays = list(parts)
     return np.concatenate([_blocks(records) for records in arrays]).view(arrays[0].dtype)
