@@ -14,19 +14,24 @@ from spark_jobs.near_duplicates.exchange import flushed, scattered
 from spark_jobs.near_duplicates.keep_order import KEY_BYTES, RANK_BYTES
 from spark_jobs.near_duplicates.records import (
     _SPOT_ROWS,
+    BAND_MEMBER,
     DTYPES,
+    EDGE,
     KIND_BAND,
+    PAIR,
     PLACE,
     SKETCHED,
     Places,
     bucket_of,
     first_of_each,
     grouped,
+    joined,
     numbered,
     numbers,
     place_numbers,
     search,
     spots_of,
+    taken,
 )
 
 seeds = st.integers(0, 1 << 32)
@@ -214,3 +219,15 @@ def test_grouped_places_are_a_stable_sort(of):
     order, bounds = grouped(np.array(of, np.int64), 10)
     assert order.tolist() == sorted(range(len(of)), key=of.__getitem__)
     assert np.diff(bounds).tolist() == [of.count(group) for group in range(10)]
+
+
+@pytest.mark.parametrize("dtype", [BAND_MEMBER, PAIR, EDGE, SKETCHED], ids=lambda dtype: "-".join(dtype.names[:2]))
+def test_records_are_copied_in_blocks_as_numpy_copies_their_fields(dtype):
+    generator = np.random.default_rng(7)
+    parts = [np.frombuffer(generator.bytes(count * dtype.itemsize), dtype) for count in (0, 5, 1, 40)]
+    together = joined(parts)
+    assert together.dtype == dtype
+    assert together.tobytes() == np.concatenate(parts).tobytes()
+    places, mask = generator.integers(0, 46, 100), generator.random(46) < 0.5
+    assert taken(together, places).tobytes() == together[places].tobytes()
+    assert taken(together[::2], mask[::2]).tobytes() == together[::2][mask[::2]].tobytes()

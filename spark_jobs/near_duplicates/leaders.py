@@ -113,9 +113,11 @@ class Graph:
     files: int
 
     def __init__(self, edges: Records) -> None:
-        keys = np.concatenate([edges["better"], edges["worse"]])
-        distinct, of = numbered(spots_of(keys)[:, None])
-        best_first = np.lexsort(numbers(keys[distinct]).T[::-1])
+        sides = edges["better"], edges["worse"]
+        distinct, of = numbered(np.concatenate([spots_of(side) for side in sides])[:, None])
+        better_sides = np.searchsorted(distinct, len(edges))
+        keys = np.concatenate([sides[0][distinct[:better_sides]], sides[1][distinct[better_sides:] - len(edges)]])
+        best_first = np.lexsort(numbers(keys).T[::-1])
         better, worse = np.split(np.argsort(best_first)[of], 2)
         self.files = len(distinct)
         order = np.argsort(worse * max(self.files, 1) + better)
@@ -123,7 +125,7 @@ class Graph:
         self.proof, self.similarity = edges["proof"][order], edges["similarity"][order]
         # To sort whole records would take longer than all else: most of them are never asked for.
         self._edges, self._order = edges, order
-        self._keys = keys[distinct[best_first]]
+        self._keys = keys[best_first]
 
     def edges(self, places: NDArray[np.int64] | NDArray[np.bool_]) -> Records:
         """The EDGEs at these places, or for which a mask is true."""

@@ -112,6 +112,8 @@ def _at_most(found: int, drawn: int, common: int, union: int) -> float:
 def _seldom(agreeing: int, by_chance: int, drawn: int, common: int, union: int, threshold: float) -> bool:
     """Whether so many bins agree, some of them by chance, less often than FALSE_SIMILAR allows; more than `by_chance`
     do in half of that."""
+    if _at_least(agreeing - by_chance, drawn, common, union) <= FALSE_SIMILAR / 2:
+        return True  # the largest of the tails below, whose weights are no more than 1 together
     mean = _mean_by_chance(drawn, threshold)
     share, tail = math.exp(-mean), 0.0
     for chance in range(by_chance + 1):
