@@ -19,6 +19,7 @@ from pyspark.sql import types as T
 
 from spark_jobs.session import shuffle_tasks
 from spark_jobs.storage import Storage
+from spark_jobs.workers import begin_task
 
 BATCH_BYTES = 2 << 20
 
@@ -50,6 +51,7 @@ def row_groups(spark: SparkSession, path: str) -> DataFrame:
     uri = storage.uri
 
     def expand(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        begin_task()
         for batch in batches:
             for part in batch.column("part").to_pylist():
                 groups = _open(uri, part).num_row_groups

@@ -1,7 +1,8 @@
 r"""Words and their runs, straight from the bytes of an Arrow column: the innermost loop of de-duplication.
 
-Words are the matches of `\w+`. A first pass marks the bytes that belong to words (eight lanes or more at once where
-all is ASCII), a second walks the edges in those marks 64 bytes at a time, so that no branch depends on a character.
+Words are the matches of `\w+`. A first pass marks the bytes that belong to words, eight lanes or more at once, and
+then decodes the characters that are not ASCII where there are any; a second walks the edges in those marks 64 bytes at
+a time, so that no branch depends on a character.
 A word is hashed eight bytes at a time, a run of words by a multilinear sum of their hashes (Lemire and Kaser 2014,
 "Strongly universal string hashing is fast"), finished by MurmurHash3's mixer.
 """
