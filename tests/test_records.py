@@ -28,10 +28,10 @@ from spark_jobs.near_duplicates.records import (
     joined,
     numbered,
     numbers,
+    picked,
     place_numbers,
     search,
     spots_of,
-    taken,
 )
 
 seeds = st.integers(0, 1 << 32)
@@ -229,5 +229,5 @@ def test_records_are_copied_in_blocks_as_numpy_copies_their_fields(dtype):
     assert together.dtype == dtype
     assert together.tobytes() == np.concatenate(parts).tobytes()
     places, mask = generator.integers(0, 46, 100), generator.random(46) < 0.5
-    assert taken(together, places).tobytes() == together[places].tobytes()
-    assert taken(together[::2], mask[::2]).tobytes() == together[::2][mask[::2]].tobytes()
+    assert picked(together, places).tobytes() == together[places].tobytes()
+    assert picked(together[::2], mask[::2]).tobytes() == together[::2][mask[::2]].tobytes()

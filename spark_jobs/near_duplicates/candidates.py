@@ -30,9 +30,9 @@ from spark_jobs.near_duplicates.records import (
     first_of_each,
     joined,
     numbers,
+    picked,
     spots_of,
     table_size,
-    taken,
 )
 from spark_jobs.near_duplicates.runs import Order, sorted_runs
 from spark_jobs.near_duplicates.settings import BANDS, ROWS
@@ -103,7 +103,7 @@ def _members(blobs: Blobs, sources: Sequence[Source]) -> Iterator[Records]:
         files = worded[at]
         alike = np.empty(len(files), BAND_MEMBER)
         alike["key"], alike["shingles"] = files["key"], files["shingles"]
-        members = taken(alike, np.repeat(np.arange(len(files)), BANDS))
+        members = picked(alike, np.repeat(np.arange(len(files)), BANDS))
         members["digest"] = matrix(batch.column("bands"), "<u8").ravel()
         yield members
 
@@ -128,7 +128,7 @@ def _pairs_of_buckets(
                 pairs["better"], pairs["worse"], pairs["band"] = spots[left[some]], spots[right[some]], bucket // parts
                 yield pairs
             hot.append(_hottest(members, counts, bucket // parts))
-            members, counts = taken(members, hubs), counts[hubs]
+            members, counts = picked(members, hubs), counts[hubs]
 
 
 def _slices(runs: Iterable[Records]) -> Iterator[Records]:

@@ -34,8 +34,8 @@ from spark_jobs.near_duplicates.records import (
     grouped,
     joined,
     numbered,
+    picked,
     spots_of,
-    taken,
 )
 from spark_jobs.near_duplicates.sketches import SIMILAR, UNDECIDED, judge
 from spark_jobs.near_duplicates.stored import Stored, stored_exchange
@@ -78,15 +78,15 @@ def _replies(blobs: Blobs, sources: Sequence[Source]) -> Iterator[pa.RecordBatch
     files = by_spot([of_kind(blobs, KIND_SLIM, SLIM, following)])
     requests = joined([np.empty(0, REQUEST), *(records for _, records in chain(following, blobs))])
     requests = requests[first_of_each(np.column_stack([requests["spot"], requests["bucket"].astype(np.uint64)]))]
-    requests = taken(requests, np.argsort(requests["spot"]))
+    requests = picked(requests, np.argsort(requests["spot"]))
     spots = requests["spot"].copy()
-    for found in _sketched(taken(files, np.isin(spots_of(files["key"]), spots)), sources):
+    for found in _sketched(picked(files, np.isin(spots_of(files["key"]), spots)), sources):
         here = spots_of(found["key"])
         file, request = _ranges(np.searchsorted(spots, here), np.searchsorted(spots, here, "right"))
         to = requests["bucket"][request].astype(np.int64)
         for first in range(0, len(to), _BLOB_SKETCHES):
             some = slice(first, first + _BLOB_SKETCHES)
-            yield scattered(taken(found, file[some]), KIND_REPLY, to[some])
+            yield scattered(picked(found, file[some]), KIND_REPLY, to[some])
 
 
 def _sketched(files: Records, sources: Sequence[Source]) -> Iterator[Records]:
@@ -151,7 +151,7 @@ def _edges(blobs: Blobs, sources: Sequence[Source], threshold: float, exact: boo
     files = by_spot([of_kind(blobs, KIND_SLIM, SLIM, following)])
     rest, following = chain(following, blobs), []
     pairs = _Waiting(distinct_pairs(of_kind(rest, KIND_PAIR, PAIR, following)), spots_of(files["key"]))
-    own = _held(_sketched(taken(files, pairs.paired), sources), int(pairs.paired.sum()))
+    own = _held(_sketched(picked(files, pairs.paired), sources), int(pairs.paired.sum()))
     worse_places = (np.cumsum(pairs.paired) - 1)[pairs.worse]
     own_parts = (own[first : first + _BLOB_SKETCHES] for first in range(0, len(own), _BLOB_SKETCHES))
     for better in chain(own_parts, (records for _, records in chain(following, rest))):

@@ -26,8 +26,8 @@ from spark_jobs.near_duplicates.records import (
     bucket_of,
     joined,
     numbers,
+    picked,
     spots_of,
-    taken,
 )
 from spark_jobs.near_duplicates.runs import Order, sorted_runs
 from spark_jobs.near_duplicates.stored import Stored, stored_exchange
@@ -129,7 +129,7 @@ def _without_repeats(runs: Iterable[Records]) -> Iterator[Records]:
         both = joined([last, run])
         again = np.append(False, (both["content"][1:] == both["content"][:-1]).all(1))
         again[1:] &= (both["id"][1:] == both["id"][:-1]).all(1)
-        yield taken(run, ~again[len(last) :])
+        yield picked(run, ~again[len(last) :])
         last = run[-1:].copy()
 
 
@@ -139,7 +139,7 @@ def _with_best(runs: Iterable[Records]) -> Iterator[tuple[Records, Records]]:
     for run in runs:
         both = joined([last, run])
         new = np.append(True, (both["content"][1:] != both["content"][:-1]).any(1))
-        best = taken(both, np.maximum.accumulate(np.where(new, np.arange(len(both)), 0)))
+        best = picked(both, np.maximum.accumulate(np.where(new, np.arange(len(both)), 0)))
         yield run, best[len(last) :]
         last = best[-1:].copy()
 

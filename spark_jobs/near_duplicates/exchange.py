@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
-from spark_jobs.near_duplicates.records import DTYPES, Records, joined, taken
+from spark_jobs.near_duplicates.records import DTYPES, Records, joined, picked
 from spark_jobs.workers import begin_task
 
 BLOBS = "bucket int, kind int, count int, records binary"
@@ -34,7 +34,7 @@ def scattered(records: Records, kind: int, buckets: NDArray[np.integer]) -> pa.R
     sorted_buckets = buckets[order]
     starts = np.flatnonzero(np.diff(sorted_buckets, prepend=-1))
     ends = np.append(starts[1:], len(order)).astype(np.int64)
-    data = taken(records, order).view(np.uint8)
+    data = picked(records, order).view(np.uint8)
     offsets = np.append(0, ends * records.itemsize) if len(order) else np.zeros(1, np.int64)
     blobs = pa.Array.from_buffers(pa.large_binary(), len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
     columns = [sorted_buckets[starts], np.full(len(starts), kind), ends - starts]

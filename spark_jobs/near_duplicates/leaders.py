@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 
 from spark_jobs import tables
 from spark_jobs.near_duplicates.edges import OPEN, UNITS, blobs_of, by_place, edge_blobs, in_one_task, rows_of
-from spark_jobs.near_duplicates.records import KIND_EDGE, KIND_KNOWN, Records, numbered, numbers, spots_of, taken
+from spark_jobs.near_duplicates.records import KIND_EDGE, KIND_KNOWN, Records, numbered, numbers, picked, spots_of
 from spark_jobs.near_duplicates.stored import Stored
 
 # Edges that one worker walks, with some 300 bytes for each.
@@ -129,7 +129,7 @@ class Graph:
 
     def edges(self, places: NDArray[np.int64] | NDArray[np.bool_]) -> Records:
         """The EDGEs at these places, or for which a mask is true."""
-        return taken(self._edges, self._order[places])
+        return picked(self._edges, self._order[places])
 
     def keys(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The keys (n, KEY_BYTES) of files by their numbers."""

@@ -14,7 +14,7 @@ from spark_jobs.near_duplicates.copies import content_bucket
 from spark_jobs.near_duplicates.exchange import BLOBS, flushed, scattered
 from spark_jobs.near_duplicates.fingerprints import exact_hashes, matrix
 from spark_jobs.near_duplicates.keep_order import RANK_BYTES, Keys, keys_of, settled
-from spark_jobs.near_duplicates.records import FILE, KIND_FILE, SLIM, Records, joined, spots_of, taken
+from spark_jobs.near_duplicates.records import FILE, KIND_FILE, SLIM, Records, joined, picked, spots_of
 from spark_jobs.rules.licenses import licence_classes
 from spark_jobs.workers import begin_task
 
@@ -100,7 +100,7 @@ def _numbers(batch: pa.RecordBatch, column: str, names: Parts) -> NDArray[np.uin
 def by_spot(parts: Iterable[Records]) -> Records:
     """SLIM records as one array, sorted by spot."""
     files = joined([np.empty(0, SLIM), *parts])
-    return taken(files, np.argsort(spots_of(files["key"])))
+    return picked(files, np.argsort(spots_of(files["key"])))
 
 
 def looked_up(

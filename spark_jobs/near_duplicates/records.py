@@ -101,7 +101,7 @@ def joined(parts: Iterable[Records]) -> Records:
     return np.concatenate([_blocks(records) for records in arrays]).view(arrays[0].dtype)
 
 
-def taken(records: Records, places: NDArray[np.integer] | NDArray[np.bool_]) -> Records:
+def picked(records: Records, places: NDArray[np.integer] | NDArray[np.bool_]) -> Records:
     """The records at these places, or for which a mask is true, as a copy: `records[places]`, in blocks as above."""
     at = np.flatnonzero(places) if places.dtype == np.bool_ else places
     return np.take(_blocks(records), at).view(records.dtype)

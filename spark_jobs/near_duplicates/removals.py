@@ -23,8 +23,8 @@ from spark_jobs.near_duplicates.records import (
     bucket_of,
     first_of_each,
     joined,
+    picked,
     spots_of,
-    taken,
 )
 from spark_jobs.near_duplicates.stored import Stored, stored_exchange
 from spark_jobs.tables import DUPLICATES
@@ -54,7 +54,7 @@ def removals_of_all(near: DataFrame, copies: DataFrame, tasks: int, buckets: int
         for _, blobs in groups:
             following: list[tuple[int, Records]] = []
             gone = of_kind(blobs, KIND_NEAR, REMOVAL, following)
-            gone = taken(gone, np.argsort(spots_of(gone["key"])))
+            gone = picked(gone, np.argsort(spots_of(gone["key"])))
             yield from _addressed(gone, buckets)
             for _, records in chain(following, blobs):
                 yield from _addressed(_followed(records, gone), buckets)
@@ -159,7 +159,7 @@ def _named_rows(blobs: Blobs, sources: Sequence[Source], schema: pa.Schema) -> I
     order = np.argsort(names["spot"])
     known = np.asarray(names["spot"])[order]
     gone = joined(removals)
-    gone = taken(gone, np.argsort(spots_of(gone["key"])))
+    gone = picked(gone, np.argsort(spots_of(gone["key"])))
     for at, batch in looked_up(spots_of(gone["key"]), sources, [*_NAMES, "size"]):
         here = gone[at]
         kept = names.take(pa.array(order[np.searchsorted(known, spots_of(here["kept"]))]))

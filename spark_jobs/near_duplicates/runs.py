@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spark_jobs.near_duplicates.records import Hashes, Records, joined, search, taken
+from spark_jobs.near_duplicates.records import Hashes, Records, joined, picked, search
 
 # Records that a worker sorts at once.
 RUN_BYTES = 32 << 20
@@ -61,9 +61,9 @@ def in_order(records: Records, order: Order, shared_only: bool = False) -> Recor
     values = values[places]
     same = values[1:] == values[:-1]
     shared = np.flatnonzero(np.append(same, False) | np.append(False, same)) if len(records) else places
-    rest = order.rest(taken(records, places[shared]))
+    rest = order.rest(picked(records, places[shared]))
     places[shared] = places[shared][np.lexsort([*rest.T[::-1], values[shared]])]
-    return taken(records, places[shared] if shared_only else places)
+    return picked(records, places[shared] if shared_only else places)
 
 
 def _spilled(records: Records, file: BinaryIO) -> Records:

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from spark_jobs.content import arrow_schema_of, part_names, pieces, spread
 from spark_jobs.near_duplicates.exchange import Blobs, exchanged, of_kind
 from spark_jobs.near_duplicates.keep_order import is_fresh
-from spark_jobs.near_duplicates.records import KIND_REMOVAL, KIND_SLIM, SLIM, Records, place_numbers, spots_of, taken
+from spark_jobs.near_duplicates.records import KIND_REMOVAL, KIND_SLIM, SLIM, Records, picked, place_numbers, spots_of
 from spark_jobs.parts import write_none, write_parts
 from spark_jobs.storage import Storage
 
@@ -59,7 +59,7 @@ def _located(slim: DataFrame, removals: DataFrame, parts: Sequence[Sequence[str]
 
 
 def _by_row_group(places: Records, parts: Sequence[Sequence[str]]) -> Iterator[pa.RecordBatch]:
-    places = taken(places, np.lexsort(place_numbers(places).T[::-1]))
+    places = picked(places, np.lexsort(place_numbers(places).T[::-1]))
     for delivery in np.unique(places["delivery"]).tolist():
         here = places[places["delivery"] == delivery]
         groups = here[["part", "row_group"]]

@@ -24,9 +24,9 @@ from spark_jobs.near_duplicates.records import (
     first_of_each,
     joined,
     numbered,
+    picked,
     place_numbers,
     search,
-    taken,
 )
 from spark_jobs.near_duplicates.settings import Fingerprint
 from spark_jobs.near_duplicates.shingles import jaccard, shingle_sets
@@ -111,8 +111,8 @@ def _file_of(places: Records, files: int) -> NDArray[np.int64]:
 
 def _distinct(places: Records) -> Records:
     """Each place once, as the content lies."""
-    places = taken(places, first_of_each(place_numbers(places)))
-    return taken(places, np.lexsort(place_numbers(places).T[::-1]))
+    places = picked(places, first_of_each(place_numbers(places)))
+    return picked(places, np.lexsort(place_numbers(places).T[::-1]))
 
 
 def _fetch(
@@ -151,7 +151,7 @@ def _verify(run: Records, threshold: float, folder: str, files: int) -> Records:
     hashes, bounds, order = _sets_of(places[first], folder, files)
     numbers = np.argsort(order)[of]
     similarity = jaccard(hashes, bounds, numbers[::2].copy(), numbers[1::2].copy())
-    similar = taken(run, similarity >= threshold)
+    similar = picked(run, similarity >= threshold)
     similar["similarity"], similar["proof"] = similarity[similarity >= threshold], SHINGLES
     return similar
 
