@@ -142,7 +142,7 @@ def _read(
     """Rows of a row group and their numbers in it; of those with columns that the file has."""
     group = file.metadata.row_group(row_group)
     names = None if columns is None else [column for column in columns if column in file.schema_arrow.names]
-    rows_at_once = max(1, int(BATCH_BYTES * group.num_rows / max(group.total_byte_size, 1)))
+    rows_at_once = max(1, int(BATCH_BYTES * group.num_rows / max(_bytes(group, names), 1)))
     first = 0
     for batch in _batches(file, name, rows_at_once, row_group, names):
         last = first + batch.num_rows
@@ -153,6 +153,14 @@ def _read(
             if len(here):
                 yield here, batch if len(here) == batch.num_rows else batch.take(pa.array(here - first))
         first = last
+
+
+def _bytes(group: pq.RowGroupMetaData, columns: Sequence[str] | None) -> int:
+    """What these columns of a row group take, not compressed."""
+    if columns is None:
+        return group.total_byte_size
+    chunks = map(group.column, range(group.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
 
 
 def _batches(

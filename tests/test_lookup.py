@@ -10,11 +10,8 @@ from small_fingerprints import slim_records, write_sources
 
 from spark_jobs import content
 from spark_jobs.content import part_names, rows_of
-from spark_jobs.near_duplicates.copies import content_bucket
 from spark_jobs.near_duplicates.fingerprints import matrix
-from spark_jobs.near_duplicates.keep_order import RANK_BYTES
-from spark_jobs.near_duplicates.lookup import by_spot, earlier_files, fresh_files, looked_up
-from spark_jobs.near_duplicates.records import FILE, KIND_FILE, spots_of
+from spark_jobs.near_duplicates.lookup import by_spot, looked_up
 from spark_jobs.near_duplicates.settings import BANDS, BINS
 
 seeds = st.integers(0, 1 << 32)
@@ -87,67 +84,3 @@ def test_records_are_brought_into_the_order_of_their_spots(sources):
     files = slim_records(draw, sources[1], draw.integers(1, 1000, len(sources[1])))
     mixed = draw.permutation(files)
     assert by_spot([mixed[:50], mixed[50:]]).tobytes() == files.tobytes()
-
-
-def rows_of_files(draw, parts):
-    """Rows as `fresh_files` takes them, and with what `earlier_files` takes beside."""
-    for number in range(60):
-        delivery = int(draw.integers(0, 2))
-        yield {
-            "file_id": draw.bytes(16),
-            "repo": str(draw.choice(["", "a", "b/c"])),
-            "licenses": [None, [], ["MIT"], ["GPL-2.0-only"]][number % 4],
-            "stars": [None, 3, 1 << 30][number % 3],
-            "size": int(draw.integers(0, 1 << 34)),
-            "content_hash": draw.bytes(16),
-            "shingles": [1 << 40, number][number > 0],
-            "delivery": delivery,
-            "part": str(draw.choice(parts[delivery])),
-            "row_group": number,
-            "row": 100 - number,
-            "fingerprint_file": str(draw.choice(parts[1 - delivery])),
-            "fingerprint_row": number * 7,
-            "rank": draw.bytes(RANK_BYTES),
-            "settled": number % 2 == 0,
-        }
-
-
-SCHEMA = (
-    "file_id binary, repo string, licenses array<string>, stars long, size long, content_hash binary, shingles long, "
-    "delivery int, part string, row_group int, row int, fingerprint_file string, fingerprint_row long, rank binary, "
-    "settled boolean"
-)
-
-
-@pytest.mark.parametrize("earlier", [False, True])
-def test_files_are_packed_with_the_places_of_their_content(spark, earlier):
-    draw = np.random.default_rng(4)
-    parts = [["a.parquet", "b.parquet", "deep/c.parquet"], ["b.parquet", "z.parquet"]]
-    rows = list(rows_of_files(draw, parts))
-    table = spark.createDataFrame([tuple(row.values()) for row in rows], SCHEMA)
-    pack = earlier_files if earlier else fresh_files
-    blobs = pack(table, parts[::-1], parts, 7).collect()
-    records = {}
-    for blob in blobs:
-        found = np.frombuffer(blob.records, FILE)
-        assert (blob.kind, blob["count"]) == (KIND_FILE, len(found))
-        assert (content_bucket(found, 7) == blob.bucket).all()
-        records |= {record["id"].tobytes(): record for record in found}
-    assert sum(blob["count"] for blob in blobs) == len(rows) == len(records)
-    hashes = {}
-    for row in rows:
-        record, known = records[row["file_id"]], min(row["shingles"], (1 << 32) - 1)
-        assert record["content"].tobytes() == row["content_hash"]
-        assert hashes.setdefault(row["repo"], record["repo"]) == record["repo"]
-        part = parts[row["delivery"]].index(row["part"])
-        assert record["place"].tolist() == (row["delivery"], part, row["row_group"], row["row"], known)
-        assert record["shingles"] == known
-        file = parts[1 - row["delivery"]].index(row["fingerprint_file"]) + (2 if row["delivery"] else 0)
-        assert spots_of(record["key"][None, :]) == (file << 32) + row["fingerprint_row"]
-        if earlier:
-            first = row["rank"][0] & (0x7F if row["settled"] else 0xFF)
-            assert record["key"].tobytes()[:RANK_BYTES] == bytes([first]) + row["rank"][1:]
-        else:
-            assert record["key"].tobytes()[12:RANK_BYTES] == row["file_id"][:8]
-    assert len(set(map(int, hashes.values()))) == 3
-    assert hashes[""] == 0

@@ -19,19 +19,17 @@ from pyspark.sql import functions as F
 
 from spark_jobs import tables
 from spark_jobs.content import part_names
+from spark_jobs.near_duplicates.competitors import SPOT
 from spark_jobs.near_duplicates.exchange import BLOBS
 from spark_jobs.near_duplicates.fingerprints import binary
 from spark_jobs.near_duplicates.keep_order import RANK_BYTES
 from spark_jobs.near_duplicates.lookup import Source
 from spark_jobs.near_duplicates.records import DTYPES, KIND_COPY, KIND_SLIM, spots_of
 from spark_jobs.near_duplicates.settings import Settings
-from spark_jobs.rules.measurement import FINGERPRINTED
 from spark_jobs.storage import Storage
 
 FILES, FINGERPRINTS, WITHDRAWN = "_index/files", "_index/fingerprints", "_index/withdrawn"
 WITHDRAWN_SCHEMA = pa.schema([("file_id", pa.binary())])
-# Where the fingerprints of a file lie: a Parquet file of its delivery's, and the row in it.
-SPOT = ("fingerprint_file", "fingerprint_row")
 _RANKED = "rank binary, fingerprint_file string, fingerprint_row long"
 Batches = Iterator[pa.RecordBatch]
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -55,11 +53,10 @@ class Delivery(NamedTuple):
 
 
 def fingerprinted(spark: SparkSession, path: str) -> DataFrame:
-    """What is known of the files of a delivery but for bands and sketches, with SPOT."""
-    names = [name for name in FINGERPRINTED.names if name not in ("bands", "sketch")]
+    """The ids of the files of a delivery, with SPOT."""
     places = (F.col("_metadata.file_name"), F.col("_metadata.row_index"))
     spots = [place.alias(name) for place, name in zip(places, SPOT, strict=True)]
-    return spark.read.parquet(path).select(*names, *spots)
+    return spark.read.parquet(path).select("file_id", *spots)
 
 
 def sources_of(deliveries: Sequence[Delivery]) -> list[Source]:
@@ -125,7 +122,7 @@ class Collection:
 
     @cached_property
     def files(self) -> DataFrame:
-        """What is measured of all files of earlier deliveries, with SPOT, `rank` and `delivery`."""
+        """Rows (`file_id`, SPOT, `rank`, `delivery`) of all files of earlier deliveries."""
         first, parts = 0, []
         for number, delivery in enumerate(self.deliveries):
             names = part_names(delivery.fingerprints)

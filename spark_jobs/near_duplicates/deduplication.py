@@ -19,9 +19,9 @@ from spark_jobs.near_duplicates.collection import (
     fingerprinted,
     sources_of,
 )
+from spark_jobs.near_duplicates.competitors import all_rows, competing, some_rows
 from spark_jobs.near_duplicates.copies import folded, ranked
 from spark_jobs.near_duplicates.hot_bands import hot_bands
-from spark_jobs.near_duplicates.lookup import earlier_files, fresh_files
 from spark_jobs.near_duplicates.records import KIND_COPY, KIND_EDGE, KIND_REMOVAL, KIND_SLIM
 from spark_jobs.near_duplicates.removals import named, removals_of_all
 from spark_jobs.near_duplicates.settings import Settings
@@ -106,12 +106,17 @@ class Deduplication:
         files = sum(parquet_rows(delivery.fingerprints) for delivery in self._deliveries)
         self._tasks = steps.tasks_for(self._spark, files)
         self._buckets = steps.buckets_of(files, self._spark.sparkContext.defaultParallelism)
+        folders = [delivery.fingerprints for delivery in self._deliveries]
+
+        def files_of(wanted: DataFrame) -> DataFrame:
+            return competing(wanted, folders, fingerprints, documents, self._tasks)
+
         parts = []
         if "documents" in self._inputs:
-            parts.append(ranked(fresh_files(self._fresh(), fingerprints, documents, self._tasks), self._tasks))
+            parts.append(ranked(files_of(self._fresh(fingerprints[-1])), self._tasks))
         if self._earlier:
             known = self._earlier.settled().unionByName(self._earlier.released())
-            parts.append(earlier_files(known, fingerprints, documents, self._tasks))
+            parts.append(files_of(some_rows(known)))
         if self._earlier:
             self._stage.beside(self._earlier.withdrawn, WITHDRAWN)
         else:
@@ -119,17 +124,20 @@ class Deduplication:
         folder = f"{self._stage.storage.uri}/{FILES}" if "documents" in self._inputs else self._stage.scratch(FILES)
         return folded(reduce(DataFrame.unionAll, parts), self._tasks, self._buckets, folder)
 
-    def _fresh(self) -> DataFrame:
-        """What is measured of the files of this delivery that compete."""
+    def _fresh(self, names: Sequence[str]) -> DataFrame:
+        """Which files of this delivery compete, whose fingerprints lie in files of these names."""
+        delivery = len(self._deliveries) - 1
         judged = {
             kind: tables.read(self._spark, self._inputs[kind], kind)
             for kind in ("verdicts", "contaminated")
             if kind in self._inputs
         }
-        competing = steps.competitors(fingerprinted(self._spark, self._deliveries[-1].fingerprints), **judged)
+        if not judged and not self._earlier:
+            return all_rows(self._spark, delivery, names)
+        files = steps.not_removed(fingerprinted(self._spark, self._deliveries[-1].fingerprints), **judged)
         if self._earlier:
-            competing = self._earlier.unknown(competing)
-        return competing.withColumn("delivery", F.lit(len(self._deliveries) - 1))
+            files = self._earlier.unknown(files)
+        return some_rows(files.withColumn("delivery", F.lit(delivery)))
 
     def write_survivors(self, stage: tables.Stage) -> None:
         """Write the rows of the documents that are kept now and were not before."""

@@ -33,17 +33,15 @@ def tasks_for(spark: SparkSession, files: int) -> int:
     return min(shuffle_tasks(spark), max(spark.sparkContext.defaultParallelism, files // _TASK_FILES))
 
 
-def competitors(
-    measured: DataFrame, verdicts: DataFrame | None = None, contaminated: DataFrame | None = None
+def not_removed(
+    files: DataFrame, verdicts: DataFrame | None = None, contaminated: DataFrame | None = None
 ) -> DataFrame:
-    """The files that compete to be kept: those with content that nothing else removes."""
-    decoded = measured.where(F.col("content_hash").isNotNull())
+    """The files that nothing else removes."""
     if verdicts is not None:
-        filtered = verdicts.where(F.size("reasons") > 0).select("file_id")
-        decoded = decoded.join(filtered, "file_id", "left_anti")
+        files = files.join(verdicts.where(F.size("reasons") > 0).select("file_id"), "file_id", "left_anti")
     if contaminated is not None:
-        decoded = decoded.join(contaminated.select("file_id"), "file_id", "left_anti")
-    return decoded
+        files = files.join(contaminated.select("file_id"), "file_id", "left_anti")
+    return files
 
 
 def buckets_of(files: int, workers: int) -> int:
