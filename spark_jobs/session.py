@@ -8,10 +8,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import ParamSpec, TypeVar
 
-from pyspark import StatusTracker
+from pyspark import SparkConf, SparkContext, StatusTracker
 from pyspark.errors import PythonException
 from pyspark.sql import SparkSession
 
@@ -32,7 +32,10 @@ REQUIRED = {
 def start_session(name: str) -> Iterator[SparkSession]:
     """The session of one job, stopped at its end unless it was there before. Settings come from spark-submit."""
     ours = SparkSession.getActiveSession() is None
-    spark = SparkSession.builder.appName(f"corella-{name}").getOrCreate()
+    context = SparkContext.getOrCreate(SparkConf().setAppName(f"corella-{name}"))
+    if ours:
+        threading.Thread(target=_start_worker, args=(context,), daemon=True).start()
+    spark = SparkSession.builder.getOrCreate()
     for key, value in REQUIRED.items():
         spark.conf.set(key, value)
     try:
@@ -44,6 +47,12 @@ def start_session(name: str) -> Iterator[SparkSession]:
     finally:
         if ours:
             spark.stop()
+
+
+def _start_worker(context: SparkContext) -> None:
+    """Have Spark start a Python worker, and the daemon that forks them, while the driver makes its first plan."""
+    with suppress(Exception):  # what fails here fails again where it is needed
+        context.parallelize([None], 1).count()
 
 
 class Aside:

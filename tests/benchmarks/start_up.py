@@ -1,8 +1,7 @@
-"""The least that a Spark job with Python workers does: what is taken off when speeds are compared."""
+"""The least that a job of ours with Python workers does: what is taken off when speeds are compared."""
 
-from pyspark.sql import SparkSession
+from spark_jobs.session import start_session
 
 if __name__ == "__main__":
-    spark = SparkSession.builder.appName("start-up").getOrCreate()
-    print(spark.range(10).mapInArrow(lambda batches: batches, "id long").count())
-    spark.stop()
+    with start_session("start-up") as spark:
+        print(spark.range(10).mapInArrow(lambda batches: batches, "id long").count())
