@@ -47,7 +47,7 @@ def row_groups(spark: SparkSession, path: str) -> DataFrame:
     if not files:
         raise ValueError(f"{path} holds no Parquet files")
     parts = pa.table({"part": _names(storage, files)})
-    tasks = _tasks(spark, files)
+    tasks = reading_tasks(spark, files)
     uri = storage.uri
 
     def expand(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -95,10 +95,12 @@ def grouped_by_row_group(located: DataFrame, path: str, beside: Sequence[str] = 
 def spread(wanted: DataFrame, path: str) -> DataFrame:
     """Rows (part, row_group, rows, ...) of the data at `path`, each row group once, over the workers: by hash, so that
     a task that is run again gets the same."""
-    return wanted.repartitionById(_tasks(wanted.sparkSession, Storage(path).files()), F.hash("part", "row_group"))
+    return wanted.repartitionById(
+        reading_tasks(wanted.sparkSession, Storage(path).files()), F.hash("part", "row_group")
+    )
 
 
-def _tasks(spark: SparkSession, files: Sequence[FileInfo]) -> int:
+def reading_tasks(spark: SparkSession, files: Sequence[FileInfo]) -> int:
     """As many tasks as the settings say, or fewer where there is less to read than that."""
     return min(shuffle_tasks(spark), 1 + sum(file.size for file in files) // TASK_BYTES)
 

@@ -187,6 +187,7 @@ def test_estimates_do_without_the_documents_of_earlier_deliveries(spark, first, 
     dedup.main(documents=documents, output=str(state))
     (kept,) = {row["kept_file_id"] for row in read(state)}
     (text,) = (row["content"] for row in read(documents) if row["file_id"] == kept)
+    others = [row for row in read(documents) if row["file_id"] not in ids(read(state))]
     fresh = [
         document(f"{text} end", path="like.py"),
         document(" ".join(words(random.Random(12), 50)), path="other.py"),
@@ -200,11 +201,16 @@ def test_estimates_do_without_the_documents_of_earlier_deliveries(spark, first, 
     with pytest.raises(ValueError, match=r"is gone or has changed.*--verify sketch"):
         dedup.main(**later)
     assert not (tmp_path / "out").exists()
-    dedup.main(**later, verify="sketch")
+    dedup.main(**later, verify="sketch", survivors=str(tmp_path / "survivors"))
     removed = {row["path"]: row["kept_file_id"] for row in read(tmp_path / "out")}
     assert removed["like.py"] == kept
     assert "other.py" not in removed
     assert len(removed) == len(read(state)) + 1
+    assert [row["path"] for row in read(tmp_path / "survivors")] == ["other.py"]
+    withdrawal = {"index": str(state), "output": str(tmp_path / "less"), "survivors": str(tmp_path / "promoted")}
+    with pytest.raises(ValueError, match=r"documents is gone, and files of it are kept again"):
+        dedup.main(**withdrawal, forget=hexes(others), verify="sketch")
+    assert not (tmp_path / "promoted").exists()
 
 
 def test_survivors_have_the_columns_of_their_delivery(spark, tmp_path):

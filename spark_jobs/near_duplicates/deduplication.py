@@ -22,7 +22,7 @@ from spark_jobs.near_duplicates.collection import (
 from spark_jobs.near_duplicates.competitors import all_rows, competing, some_rows
 from spark_jobs.near_duplicates.copies import folded, ranked
 from spark_jobs.near_duplicates.hot_bands import hot_bands
-from spark_jobs.near_duplicates.records import KIND_COPY, KIND_EDGE, KIND_REMOVAL, KIND_SLIM
+from spark_jobs.near_duplicates.records import KIND_COPY, KIND_EDGE, KIND_SLIM
 from spark_jobs.near_duplicates.removals import named, removals_of_all
 from spark_jobs.near_duplicates.settings import Settings
 from spark_jobs.near_duplicates.stored import Stored
@@ -76,11 +76,10 @@ class Deduplication:
         files = self._ranked.count(KIND_SLIM)
         pairs, edges = steps.compared(slim, files, sources, self._buckets, self._settings, stage)
         self._hot_bands = self._aside.begin(hot_bands, spark, pairs, sources, self._settings)
-        near = steps.resolved(spark, edges, documents, self._settings, stage)
+        self._near = steps.resolved(spark, edges, documents, self._settings, stage).blobs(spark, KIND_EDGE)
         with step(spark, "dedup: naming the removed and the kept"):
-            going, copies = near.blobs(spark, KIND_EDGE), self._ranked.blobs(spark, KIND_COPY)
-            gone = removals_of_all(going, copies, self._tasks, self._buckets, stage.scratch("removals"))
-            self._removals = gone.blobs(spark, KIND_REMOVAL)
+            copies = self._ranked.blobs(spark, KIND_COPY)
+            gone = removals_of_all(self._near, copies, self._tasks, self._buckets, stage.scratch("removals"))
             found = named(spark, gone, sources, self._tasks)
             if self._earlier:
                 found = found.unionAll(self._earlier.standing_removals().select(*found.columns))
@@ -142,9 +141,9 @@ class Deduplication:
     def write_survivors(self, stage: tables.Stage) -> None:
         """Write the rows of the documents that are kept now and were not before."""
         with step(self._spark, "dedup: writing the survivors"):
-            slim = self._ranked.blobs(self._spark, KIND_SLIM)
+            slim, files = self._ranked.blobs(self._spark, KIND_SLIM), self._ranked.count(KIND_SLIM)
             documents = [delivery.documents for delivery in self._deliveries]
-            rows = write_survivors(slim, self._removals, documents, self._tasks, stage.output)
+            rows = write_survivors(slim, self._near, files, documents, stage.output)
             stage.finish(rows=rows)
         print(f"dedup: {rows:,} survivors in {stage.output}")
 
