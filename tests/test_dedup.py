@@ -16,6 +16,7 @@ from small_corpus import document, similar_rows, words, write_documents
 from small_fingerprints import keys_by_id
 
 from spark_jobs import dedup, measure
+from spark_jobs.near_duplicates import survivors as surviving
 from spark_jobs.near_duplicates.candidates import HOT_MEMBERS
 from spark_jobs.near_duplicates.settings import BANDS, Fingerprint
 from spark_jobs.tables import manifest
@@ -180,7 +181,7 @@ def plain_rows():
 
 
 @pytest.mark.parametrize("columns", [("content", "repo_name", "path"), ("content",)])
-def test_any_parquet_with_content(spark, tmp_path, columns):
+def test_any_parquet_with_content(spark, tmp_path, columns, monkeypatch):
     source = tmp_path / "data"
     (source / "deep").mkdir(parents=True)
     names = {"repo_name": "repo"}
@@ -193,6 +194,7 @@ def test_any_parquet_with_content(spark, tmp_path, columns):
     pq.write_table(table.slice(0, 60), source / "b.parquet", row_group_size=13)
     pq.write_table(table.slice(60), source / "deep" / "a.parquet")
     (source / "_hidden.parquet").write_text("no Parquet")
+    monkeypatch.setattr(surviving, "_BUCKET_BYTES", 256)  # many small buckets of row groups
     dedup.main(
         documents=str(source), output=str(tmp_path / "out"), survivors=str(tmp_path / "survivors"), threshold=0.8
     )

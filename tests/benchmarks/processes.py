@@ -69,7 +69,7 @@ def _resident_bytes(root: int) -> tuple[int, int, int]:
     for command, bytes_ in _tree(root):
         if command.partition("\0")[0].endswith("java"):
             java += bytes_
-        elif "pyspark.daemon" in command:
+        elif "pyspark.worker" in command:
             workers += bytes_
         else:
             other += bytes_
