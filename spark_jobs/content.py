@@ -83,21 +83,13 @@ def grouped_by_row_group(located: DataFrame, path: str, beside: Sequence[str] = 
 
     The columns `beside` become lists of as many values as `rows`, in its order.
     """
-    gathered = located.groupBy("part", "row_group").agg(
-        F.sort_array(F.collect_list(F.struct("row", *beside))).alias("found")
-    )
+    found = F.sort_array(F.collect_list(F.struct("row", *beside))).alias("found")
     rows = F.col("found.row").cast("array<int>").alias("rows")
-    return spread(
-        gathered.select("part", "row_group", rows, *(F.col(f"found.{name}").alias(name) for name in beside)), path
-    )
-
-
-def spread(wanted: DataFrame, path: str) -> DataFrame:
-    """Rows (part, row_group, rows, ...) of the data at `path`, each row group once, over the workers: by hash, so that
-    a task that is run again gets the same."""
-    return wanted.repartitionById(
-        reading_tasks(wanted.sparkSession, Storage(path).files()), F.hash("part", "row_group")
-    )
+    lists = [F.col(f"found.{name}").alias(name) for name in beside]
+    gathered = located.groupBy("part", "row_group").agg(found).select("part", "row_group", rows, *lists)
+    # By hash, so that a task that is run again gets the same.
+    tasks = reading_tasks(located.sparkSession, Storage(path).files())
+    return gathered.repartitionById(tasks, F.hash("part", "row_group"))
 
 
 def reading_tasks(spark: SparkSession, files: Sequence[FileInfo]) -> int:

@@ -33,7 +33,7 @@ def start_session(name: str) -> Iterator[SparkSession]:
     """The session of one job, stopped at its end unless it was there before. Settings come from spark-submit."""
     ours = SparkSession.getActiveSession() is None
     context = SparkContext.getOrCreate(SparkConf().setAppName(f"corella-{name}"))
-    if ours:
+    if ours and str(context.master).startswith("local"):
         threading.Thread(target=_start_worker, args=(context,), daemon=True).start()
     spark = SparkSession.builder.getOrCreate()
     for key, value in REQUIRED.items():

@@ -16,7 +16,6 @@ from small_corpus import document, similar_rows, words, write_documents
 from small_fingerprints import keys_by_id
 
 from spark_jobs import dedup, measure
-from spark_jobs.near_duplicates import survivors as surviving
 from spark_jobs.near_duplicates.candidates import HOT_MEMBERS
 from spark_jobs.near_duplicates.settings import BANDS, Fingerprint
 from spark_jobs.tables import manifest
@@ -194,7 +193,7 @@ def test_any_parquet_with_content(spark, tmp_path, columns, monkeypatch):
     pq.write_table(table.slice(0, 60), source / "b.parquet", row_group_size=13)
     pq.write_table(table.slice(60), source / "deep" / "a.parquet")
     (source / "_hidden.parquet").write_text("no Parquet")
-    monkeypatch.setattr(surviving, "_BUCKET_BYTES", 256)  # many small buckets of row groups
+    monkeypatch.setattr("spark_jobs.near_duplicates.survivors._BUCKET_BYTES", 256)  # many small buckets
     dedup.main(
         documents=str(source), output=str(tmp_path / "out"), survivors=str(tmp_path / "survivors"), threshold=0.8
     )

@@ -30,6 +30,7 @@ from spark_jobs.near_duplicates.records import (
     numbers,
     picked,
     place_numbers,
+    row_group_bucket,
     search,
     spots_of,
 )
@@ -219,6 +220,21 @@ def test_grouped_places_are_a_stable_sort(of):
     order, bounds = grouped(np.array(of, np.int64), 10)
     assert order.tolist() == sorted(range(len(of)), key=of.__getitem__)
     assert np.diff(bounds).tolist() == [of.count(group) for group in range(10)]
+
+
+@pytest.mark.parametrize("buckets", [1, 8, 17, 62, 1000])
+@pytest.mark.parametrize("parts", [1, 40, 20_000])
+def test_row_groups_are_shared_out_evenly_however_content_is_cut(parts, buckets):
+    places = np.zeros(20_000, PLACE)
+    number = np.arange(len(places))
+    places["part"], places["row_group"] = number % parts, number // parts
+    places["delivery"], places["row"] = 3, number
+    found = row_group_bucket(places, buckets)
+    mean = len(places) / buckets
+    assert found.min() >= 0
+    assert np.bincount(found, minlength=buckets).max() < mean + 6 * np.sqrt(mean)
+    places["row"] = 7  # of the row group, and not of its rows
+    assert (row_group_bucket(places, buckets) == found).all()
 
 
 @pytest.mark.parametrize("dtype", [BAND_MEMBER, PAIR, EDGE, SKETCHED], ids=lambda dtype: "-".join(dtype.names[:2]))

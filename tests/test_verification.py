@@ -94,7 +94,7 @@ def test_edges_by_place_have_the_row_groups_of_their_worse_files_together(spark,
     edges = corpus[2]
     groups, count = {}, 0
     for row in by_place(rows_of_edges(spark, edges), str(tmp_path)).blobs(spark, KIND_EDGE).collect():
-        for _, (_, part, row_group, *_) in np.frombuffer(row.records, EDGE)["places"].tolist():
-            assert groups.setdefault((part, row_group), row.bucket) == row.bucket
+        for _, (delivery, part, row_group, *_) in np.frombuffer(row.records, EDGE)["places"].tolist():
+            assert groups.setdefault((delivery, part, row_group), row.bucket) == row.bucket
             count += 1
     assert count == len(edges)

@@ -73,7 +73,8 @@ def competing(
 
     def read(batch: pa.RecordBatch, row: int) -> Iterator[Records]:
         delivery, part = (batch.column(name)[row].as_py() for name in ("delivery", "fingerprint_file"))
-        lists = {name: batch.column(name)[row].values for name in batch.schema.names[2:]}
+        told = [name for name in ("fingerprint_row", *RANKED) if name in batch.schema.names]
+        lists = {name: batch.column(name)[row].values for name in told}
         rows = np.asarray(lists["fingerprint_row"]) if lists else None
         file, begin = first[delivery] + fingerprints[delivery].index(part), 0
         for found in rows_of(folders[delivery], part, rows, _READ):

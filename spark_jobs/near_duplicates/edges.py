@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from spark_jobs.near_duplicates.exchange import FLUSH_BYTES, flushed, scattered
 from spark_jobs.near_duplicates.fingerprints import binary, matrix
-from spark_jobs.near_duplicates.records import EDGE, KIND_EDGE, PLACE, Records, joined
+from spark_jobs.near_duplicates.records import EDGE, KIND_EDGE, PLACE, Records, joined, row_group_bucket
 from spark_jobs.near_duplicates.stored import Stored, stored
 
 # How the similarity is known: not yet; from the sketches, as certain as their bounds say or as their estimate alone;
@@ -48,8 +48,7 @@ def by_place(rows: DataFrame, folder: str) -> Stored:
 
     def scatter(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for edges in flushed(_packed(batches)):
-            place = edges["places"][:, 1]
-            yield from edge_blobs(edges, (place["part"].astype(np.int64) * 31 + place["row_group"]) % UNITS)
+            yield from edge_blobs(edges, row_group_bucket(edges["places"][:, 1], UNITS))
 
     return stored(rows, scatter, folder)
 

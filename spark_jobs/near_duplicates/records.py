@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from spark_jobs.near_duplicates.keep_order import KEY_BYTES
 from spark_jobs.near_duplicates.settings import BINS
-from spark_jobs.near_duplicates.words import mix
+from spark_jobs.near_duplicates.words import MULTIPLIER, mix
 
 Records = NDArray[np.void]
 Hashes = NDArray[np.uint64]
@@ -125,6 +125,14 @@ def place_numbers(places: Records) -> Hashes:
         for major, minor in (("delivery", "part"), ("row_group", "row"))
     )
     return np.column_stack([high, low])
+
+
+def row_group_bucket(places: Records, buckets: int) -> NDArray[np.int64]:
+    """The bucket of each PLACE's row group (n), by a hash: all get alike many, however content is cut into files."""
+    high, low = place_numbers(places).T
+    mixed = (high * MULTIPLIER ^ low >> np.uint64(32)) * MULTIPLIER
+    found: NDArray[np.int64] = ((mixed >> np.uint64(32)) % np.uint64(buckets)).astype(np.int64)
+    return found
 
 
 def spots_of(keys: NDArray[np.uint8]) -> Hashes:

@@ -5,14 +5,21 @@ from itertools import chain
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 
 from spark_jobs.content import arrow_schema_of, part_names, pieces, reading_tasks
 from spark_jobs.near_duplicates.edges import edge_blobs, edges_in
 from spark_jobs.near_duplicates.exchange import BLOBS, Blobs, buckets_in, exchanged, gathered, of_kind, scattered
 from spark_jobs.near_duplicates.keep_order import is_fresh
-from spark_jobs.near_duplicates.records import KIND_SLIM, SLIM, Records, picked, place_numbers, spots_of
+from spark_jobs.near_duplicates.records import (
+    KIND_SLIM,
+    SLIM,
+    Records,
+    picked,
+    place_numbers,
+    row_group_bucket,
+    spots_of,
+)
 from spark_jobs.parts import write_none, write_parts
 from spark_jobs.storage import Storage
 
@@ -50,21 +57,17 @@ def write_survivors(slim: DataFrame, near: DataFrame, files: int, documents: Seq
 def _by_row_group(slim: DataFrame, near: DataFrame, delivery: int, buckets: int) -> DataFrame:
     """The fresh files of a delivery, and the edges to those of them that go, in buckets of row groups."""
 
-    def bucket(places: Records) -> NDArray[np.int64]:
-        numbers: NDArray[np.int64] = places["part"].astype(np.int64) * 31 + places["row_group"]
-        return numbers % buckets
-
     def scatter_files(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for blob in batch.column("records"):
                 files = np.frombuffer(blob.as_buffer(), SLIM)
                 here = picked(files, is_fresh(files["key"]) & (files["place"]["delivery"] == delivery))
-                yield scattered(here, KIND_SLIM, bucket(here["place"]))
+                yield scattered(here, KIND_SLIM, row_group_bucket(here["place"], buckets))
 
     def scatter_edges(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for edges in edges_in(batches):
             here = picked(edges, edges["places"][:, 1]["delivery"] == delivery)
-            yield from edge_blobs(here, bucket(here["places"][:, 1]))
+            yield from edge_blobs(here, row_group_bucket(here["places"][:, 1], buckets))
 
     return slim.mapInArrow(scatter_files, BLOBS).unionAll(near.mapInArrow(scatter_edges, BLOBS))
 

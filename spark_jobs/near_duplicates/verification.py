@@ -26,6 +26,7 @@ from spark_jobs.near_duplicates.records import (
     numbered,
     picked,
     place_numbers,
+    row_group_bucket,
     search,
 )
 from spark_jobs.near_duplicates.settings import Fingerprint
@@ -93,7 +94,7 @@ def _write_sets(
     def scatter(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for records in flushed(edges_in(batches)):
             places = _distinct(np.ascontiguousarray(records["places"]).ravel())
-            yield scattered(places, KIND_PLACE, _file_of(places, tasks))
+            yield scattered(places, KIND_PLACE, row_group_bucket(places, tasks))
 
     def fetch(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for _, blobs in buckets_in(batches):
@@ -101,12 +102,6 @@ def _write_sets(
 
     places = gathered(edges.mapInArrow(scatter, BLOBS), tasks)
     write_parts(places, fetch, _SETS, folder, "sets", _ROW_GROUP_BYTES, **_OPTIONS)
-
-
-def _file_of(places: Records, files: int) -> NDArray[np.int64]:
-    """The number of the file with the sets of a place's row group."""
-    number: NDArray[np.int64] = places["delivery"].astype(np.int64) * 17 + places["part"] * 31 + places["row_group"]
-    return number % files
 
 
 def _distinct(places: Records) -> Records:
@@ -159,7 +154,7 @@ def _verify(run: Records, threshold: float, folder: str, files: int) -> Records:
 def _sets_of(places: Records, folder: str, files: int) -> tuple[Hashes, NDArray[np.int64], NDArray[np.int64]]:
     """The shingle sets of distinct places end to end, their bounds, and whose they are, by numbers of the places."""
     hashes, bounds = np.empty(int(places["shingles"].astype(np.int64).sum()), np.uint64), [np.zeros(1, np.int64)]
-    owners, of_file, numbers = [np.empty(0, np.int64)], _file_of(places, files), place_numbers(places)
+    owners, of_file, numbers = [np.empty(0, np.int64)], row_group_bucket(places, files), place_numbers(places)
     for file in np.unique(of_file).tolist():
         name, here = f"sets-{file:05d}.parquet", np.flatnonzero(of_file == file)
         here = here[np.lexsort(numbers[here].T[::-1])]
