@@ -32,6 +32,7 @@ test: setup  ## the tests
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## the tests that take minutes
+	@infra/libaio.sh
 	$(BIN)/python -m pytest -m slow
 
 bench: setup  ## speed and accuracy of near-duplicate removal, beside other tools; takes an hour and 10 GB

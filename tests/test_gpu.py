@@ -15,6 +15,7 @@ import pytest
 import torch
 from small_runs import TINY, finish, losses, metrics, started, train, wait_for_step
 from small_shards import make_shards
+from test_nvme import WAYS, WIDE, interrupted, needs_libaio, settings, written
 
 from training.attention import FUSED, use_fused
 from training.batches import tensors
@@ -114,6 +115,19 @@ def test_stages_and_offload_agree_with_stage_1(unbroken, shards, tmp_path, name)
     train(shards, tmp_path / "run", GPU | {"deepspeed": ZERO / f"{name}.json"}, 1)
     assert losses(tmp_path / "run") == pytest.approx(losses(unbroken), abs=NEAR)
     assert losses(unbroken)[-1] < losses(unbroken)[0] - 1
+
+
+@needs_libaio
+@pytest.mark.parametrize("way", ["optimizer", "weights", "both"])
+def test_what_waits_on_a_disk_is_trained_as_in_memory_and_goes_on_in_the_same_bits(shards, tmp_path, way):
+    (tmp_path / "disk").mkdir()
+    train(shards, tmp_path / "memory", WIDE | {"deepspeed": ZERO / "zero3.json"}, 1)
+    options = WIDE | {"deepspeed": written(tmp_path, settings(tmp_path / "disk", **WAYS[way]))}
+    train(shards, tmp_path / "run", options, 1)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "memory"), abs=NEAR)
+    resumed = interrupted(tmp_path / "run", tmp_path / "resumed")
+    train(shards, resumed, options, 1)
+    assert losses(resumed) == losses(tmp_path / "run")
 
 
 CHOICES = {

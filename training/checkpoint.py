@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizer.shard_index import flush
-from training import universal
+from training import nvme_checkpoint, universal
 from training.durable import PARTIAL, FileRecord, damage, write_durably
 from training.guard import Record
 from training.processes import Processes
@@ -266,7 +266,8 @@ class Checkpoints:
             if wanted.zero_stage == 0:
                 universal.load_whole(engine, self.folder / tag)
                 return
-        path, _ = engine.load_checkpoint(str(self.folder), tag=tag)
+        with nvme_checkpoint.restoring(engine):
+            path, _ = engine.load_checkpoint(str(self.folder), tag=tag)
         if path is None:
             raise ValueError(f"{self.folder / tag} cannot be read by DeepSpeed; delete it to use the one before")
         if tag.endswith(UNIVERSAL):

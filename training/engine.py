@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from training import attention as attentions
 from training import model as models
+from training import nvme
 from training import optimizer as optimizers
 from training.config import Recipe
 from training.processes import Processes
@@ -44,7 +45,8 @@ def build(
     from training.losses import computes_losses, has_liger
 
     compute = recipe.compute
-    _refuse_what_is_missing(recipe, configuration, processes.precision)
+    if compute.compile and not (shutil.which("c++") or shutil.which("g++")):
+        raise ValueError("compute.compile needs a C++ compiler and there is none; install g++, or give false")
     if compute.loss_chunk_tokens and processes.device.type == "cuda" and not has_liger():
         log.info("losses in chunks take more memory and up to twice the time without liger-kernel (pip install it)")
     model = models.build(config, recipe.seed, recipe.from_pretrained)
@@ -58,37 +60,20 @@ def build(
         z_loss=recipe.optimizer.z_loss,
         autocast=torch.bfloat16 if processes.autocast else None,
     )
+    optimizer = optimizers.build(model, recipe.optimizer)
+    completed = nvme.completed(_completed(recipe, configuration, processes), model, processes.world_size)
+    if processes.device.type == "cpu":
+        nvme.partition(completed, model)
     with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed's bf16 optimizer prints the memory of each group
         engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=optimizers.build(model, recipe.optimizer),
-            config=_completed(recipe, configuration, processes),
+            optimizer=optimizer,
+            config=completed,
             dist_init_required=False,
         )
     if compute.compile:
         engine.compile(backend="inductor")
     return engine
-
-
-def _refuse_what_is_missing(recipe: Recipe, configuration: dict[str, Any], precision: str) -> None:
-    """ValueError where the machine lacks what has to be built at run time, or what is built does something else."""
-    zero = configuration.get("zero_optimization", {})
-    swaps = (zero.get("offload_param") or {}).get("device") == "nvme"
-    has_compiler = shutil.which("c++") or shutil.which("g++")
-    if recipe.compute.compile and not has_compiler:
-        raise ValueError("compute.compile needs a C++ compiler and there is none; install g++, or give false")
-    if not swaps:
-        return
-    if precision == "fp32":
-        raise ValueError(
-            "offload to nvme keeps weights in 16 bits, which compute.precision fp32 does not train; offload to cpu"
-        )
-    if not has_compiler or not shutil.which("ninja"):
-        raise ValueError("offload to nvme needs a C++ compiler and ninja, to build DeepSpeed's reader; install them")
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise ValueError("offload to nvme needs the headers of libaio (libaio-dev, libaio-devel); install them")
 
 
 def _completed(recipe: Recipe, configuration: dict[str, Any], processes: Processes) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizer.shard_index import flush
+from training import nvme_checkpoint
 from training.durable import FileRecord, describe
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Saving:
         engine: DeepSpeed's, whose state is saved as it is now.
         folder, tag: where to.
         state: what the files say beside DeepSpeed's state.
-        in_background: write in a thread.
+        in_background: write in a thread; not where states of the optimizer wait on a disk, and change there.
 
     `files` and `fault` are whole when `written` is true: a fault is kept until all processes can hear of it, since
     within DeepSpeed's saving they wait for each other, and one that raised would leave the others waiting.
@@ -42,10 +43,12 @@ class Saving:
         self.files: dict[str, FileRecord] = {}
         self.fault: str | None = None
         self._held: list[tuple[Any, Path]] = []
-        self._in_background, self._writer = in_background, engine.checkpoint_engine
+        self._in_background = in_background and not nvme_checkpoint.has_optimizer_on_disk(engine)
+        self._writer = engine.checkpoint_engine
         engine.checkpoint_engine = self
         try:
-            engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
+            with nvme_checkpoint.mapped(engine):
+                engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
         finally:
             engine.checkpoint_engine = self._writer
         self._thread = threading.Thread(target=self._write_held, daemon=True)

@@ -6,12 +6,13 @@ import gc
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tokenizer.command_line import run
 from training import engine as engines
-from training import processes, results, steps
+from training import nvme, processes, results, steps
 from training.config import Attention, Batch, Compute, Data, Model, Objective, Optimizer, Recipe, Schedule
 from training.guard import Guard, OnNan, Record, Tolerance
 from training.model import read_pretrained
@@ -151,7 +152,9 @@ def main(
             return 0
         everyone, ending = processes.join(local_rank, threads, compute.precision), processes.Ending()
         stop = StopRequest()
-        finished = _train(with_known_length(job, everyone), everyone, stop)
+        with nvme.own_folders(configuration, Path(output), everyone.rank) as configuration:
+            job = replace(job, configuration=configuration)
+            finished = _train(with_known_length(job, everyone), everyone, stop)
         processes.leave()
     _say_once(results.told(job) if finished else f"stopped and saved; the same command goes on ({output})")
     ending.code = 0 if finished else STOPPED

@@ -164,11 +164,6 @@ def _refuse_offload(zero: dict[str, Any]) -> None:
         needed = 3 if device == "nvme" else least
         if device != "none" and stage < needed:
             raise ValueError(f"zero_optimization.{key} to {device} needs stage {needed}, the file has {stage}")
-        if device == "nvme" and key == "offload_optimizer":
-            raise ValueError(
-                "zero_optimization.offload_optimizer to nvme: DeepSpeed 0.19 does not bring back from a checkpoint "
-                "what lies on the disk, nor into an exported model; offload it to cpu"
-            )
         if device == "nvme" and not zero[key].get("nvme_path"):
             raise ValueError(f"zero_optimization.{key} to nvme needs nvme_path, a folder on a fast local disk")
 
