@@ -5,7 +5,7 @@ forward pass (all activations and the logits), the end of the backward pass (gra
 them), and the optimizer's update (a flat copy of the gradients beside them); on CPUs their sum, since what the
 allocator gets back stays with the process in pieces (SCATTERED). On CPUs it is checked against real runs of one
 process, and on a GPU (ARCHITECTURE.md), where what the allocator wastes and the CUDA context come on top (RESERVED).
-A compiled model takes less, by as much as torch.compile sees fit to compute again: it is not counted.
+What torch.compile keeps of a layer was counted likewise; the reductions and sums that it computes again are not in it.
 """
 
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ class Layout:
         accumulates: whether a step has several micro-batches.
         offload: optimizer and weights wait in the host's memory (infra/deepspeed/zero3_offload.json).
         on_gpu: on a GPU, or on the CPUs.
+        compiled, checkpoints_activations, loss_chunk_tokens: as of `config.Compute`.
     """
 
     stage: int
@@ -44,6 +45,9 @@ class Layout:
     accumulates: bool = False
     offload: bool = False
     on_gpu: bool = True
+    compiled: bool = False
+    checkpoints_activations: bool = False
+    loss_chunk_tokens: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -112,25 +116,63 @@ def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Lay
         held_gradients=gradients if layout.accumulates else 0.0,
         buckets=bucket,
         flat_gradients=flat,
-        activations=activation_bytes(model, tokens, element),
-        logits=tokens * vocab_size * (8 if element == 4 else 10),
+        activations=activation_bytes(model, tokens, layout),
+        logits=logit_bytes(model, tokens, vocab_size, layout),
         scattered=0.0 if layout.on_gpu else SCATTERED[layout.stage],
     )
 
 
-def activation_bytes(model: Model, tokens: int, element: int) -> float:
+def activation_bytes(model: Model, tokens: int, layout: Layout) -> float:
     """What the backward pass needs of the layers, where attention does not keep its matrix (flash, or SDPA).
 
-    Llama, a layer and token: inputs, normalised inputs and outputs of two norms (6d), queries and attention's output
-    (2d), keys and values, four of the feed-forward width. GPT-2: two norms' inputs and outputs (4d), queries, keys,
-    values and output (4d), five of the feed-forward width (its GELU is four steps). Norms of Llama keep their input in
-    fp32.
+    With checkpoints of activations that is the input of each layer, and all of the one that is computed again.
     """
-    d, inner, heads = model.hidden_size, feed_forward_size(model), model.heads
+    of_layer, final = _compiled_bytes(model, layout) if layout.compiled else _eager_bytes(model, layout)
+    if layout.checkpoints_activations:
+        final += of_layer
+        of_layer = layout.weight_bytes * model.hidden_size
+    return float(tokens * (model.layers * of_layer + final))
+
+
+def _eager_bytes(model: Model, layout: Layout) -> tuple[float, float]:
+    """What autograd keeps of a token in a layer, and behind the last.
+
+    Llama: inputs, normalised inputs and outputs of two norms (6d), queries and attention's output (2d), keys and
+    values, four of the feed-forward width. GPT-2: two norms' inputs and outputs (4d), queries, keys, values and output
+    (4d), five of the feed-forward width (its GELU is four steps). Norms of Llama keep their input in fp32.
+    """
+    element, d, inner, heads = layout.weight_bytes, model.hidden_size, feed_forward_size(model), model.heads
     if model.architecture == "gpt2":
-        values, final = element * (8 * d + 5 * inner) + 4 * (heads + 4), element * 2 * d
-    else:
-        key_value = (model.key_value_heads or heads) * (d // heads)
-        values = element * (8 * d + 2 * key_value + 4 * inner) + 4 * (heads + 2) + (4 - element) * 2 * d
-        final = element * 3 * d + (4 - element) * d
-    return float(tokens * (model.layers * values + final))
+        return element * (8 * d + 5 * inner) + 4 * (heads + 4), element * 2 * d
+    values = element * (8 * d + 2 * _key_value_size(model) + 4 * inner) + 4 * (heads + 2) + (4 - element) * 2 * d
+    return values, element * 3 * d + (4 - element) * d
+
+
+def _key_value_size(model: Model) -> int:
+    heads = model.key_value_heads if model.key_value_heads and model.architecture != "gpt2" else model.heads
+    return heads * (model.hidden_size // model.heads)
+
+
+def _compiled_bytes(model: Model, layout: Layout) -> tuple[float, float]:
+    """The same where torch.compile (2.13) chooses what to keep, and computes norms and activations again.
+
+    Inputs and outputs of two norms (4d), queries and attention's output (2d), keys and values, two of the feed-forward
+    width, in Llama three.
+    """
+    element, d, inner = layout.weight_bytes, model.hidden_size, feed_forward_size(model)
+    wide = 2 if model.architecture == "gpt2" else 3
+    values = 6 * d + 2 * _key_value_size(model) + wide * inner
+    return element * values + 4 * (model.heads + 2), element * 2 * d
+
+
+def logit_bytes(model: Model, tokens: int, vocab_size: int, layout: Layout) -> float:
+    """The logits of a micro-batch and their gradients: as they are, in fp32, and the gradient; compiled, as they are.
+
+    In chunks: those of one, gradients of the output layer in fp32, and of its inputs.
+    """
+    element = layout.weight_bytes
+    each = 8 if element == 4 else 10
+    if layout.loss_chunk_tokens:
+        chunk = min(tokens, layout.loss_chunk_tokens) * vocab_size * each
+        return float(chunk + model.hidden_size * (4 * vocab_size + element * tokens))
+    return float(tokens * vocab_size * (element if layout.compiled else each))

@@ -10,18 +10,20 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from tokenizer.command_line import run
 from tokenizer.shard_index import ShardIndex
 from training import scaling
 from training.arithmetic import known_peak, size_of
-from training.config import Model
+from training.config import Compute, Model
 from training.memory import RESERVED, Layout, Memory, estimate
 
 CONFIGURATIONS = Path(__file__).parent / "configs"
 # Gigabytes of memory by what the device's name holds.
 DEVICE_GB = {"H200": 141, "H100": 80, "B200": 180, "A100": 80, "L40S": 48, "A10": 24, "L4": 24, "V100": 32, "T4": 16}
 GPU_MFU, CPU_MFU = 0.45, 0.5
+COMPUTED_AGAIN = 4 / 3  # the forward pass, a third of a step, where activations are checkpointed
 GOOD_MICRO_BATCH, MOST_MICRO_BATCH = 4, 64
 # The smaller CodeParrot: below that, models from scratch complete code rarely.
 SMALLEST_USEFUL = 100e6
@@ -103,8 +105,8 @@ def main(
     unique = sum(shard.tokens for shard in index.of_split("train"))
     hardware = hardware_of(gpus, device, memory_gb, peak_tflops, mfu, hours)
     found = [
-        choice(name, model, length, index.vocab_size, unique, hardware)
-        for name, model, length in sizes(Path(configs), sequence_length)
+        choice(name, model, length, compute, index.vocab_size, unique, hardware)
+        for name, model, length, compute in sizes(Path(configs), sequence_length)
     ]
     found.sort(key=lambda one: one.parameters)
     told = verdict(found, unique, hardware)
@@ -132,33 +134,45 @@ def hardware_of(
     return Hardware(0, "CPU", memory, peak, mfu or CPU_MFU, hours)
 
 
-def sizes(folder: Path, sequence_length: int | None) -> Iterator[tuple[str, Model, int]]:
-    """Name, shape and sequence length of each run configuration in a folder that describes a model of its own."""
+def sizes(folder: Path, sequence_length: int | None) -> Iterator[tuple[str, Model, int, Compute]]:
+    """Name, shape, sequence length and arithmetic of each run configuration that describes a model of its own."""
     import yaml
 
     paths = sorted(folder.glob("*.yaml"))
     if not paths:
         raise ValueError(f"{folder} holds no run configurations (*.yaml); name a folder of some with --configs")
-    known, seen = {entry.name for entry in fields(Model)}, set()
+    seen = set()
     for path in paths:
         record = yaml.safe_load(path.read_text()) or {}
         settings = record.get("model")
         if not isinstance(settings, dict) or "hidden_size" not in settings:
             continue
-        model = Model(**{name: value for name, value in settings.items() if name in known})
+        model, compute = Model(**_known(Model, settings)), Compute(**_known(Compute, record.get("compute", {})))
         length = sequence_length or int(record.get("batch", {}).get("sequence_length", 1024))
         if (model, length) not in seen:
             seen.add((model, length))
-            yield path.stem, model, length
+            yield path.stem, model, length, compute
+
+
+def _known(kind: Any, record: dict[str, Any]) -> dict[str, Any]:
+    names = {entry.name for entry in fields(kind)}
+    return {name: value for name, value in record.items() if name in names}
 
 
 def choice(
-    name: str, model: Model, sequence_length: int, vocab_size: int, unique_tokens: int, hardware: Hardware
+    name: str,
+    model: Model,
+    sequence_length: int,
+    compute: Compute,
+    vocab_size: int,
+    unique_tokens: int,
+    hardware: Hardware,
 ) -> Choice:
     """What one size is on the hardware."""
     size = size_of(model, vocab_size=vocab_size, context_tokens=sequence_length)
-    layout, memory = best_layout(model, vocab_size, sequence_length, hardware)
-    speed = hardware.flops / size.flops_per_token(sequence_length)
+    layout, memory = best_layout(model, vocab_size, sequence_length, compute, hardware)
+    work = size.flops_per_token(sequence_length) * (COMPUTED_AGAIN if compute.checkpoint_activations else 1)
+    speed = hardware.flops / work
     tokens = speed * hardware.hours * 3600
     optimal = scaling.TOKENS_PER_PARAMETER * size.parameters
     return Choice(
@@ -176,14 +190,21 @@ def choice(
 
 
 def best_layout(
-    model: Model, vocab_size: int, sequence_length: int, hardware: Hardware
+    model: Model, vocab_size: int, sequence_length: int, compute: Compute, hardware: Hardware
 ) -> tuple[Layout | None, Memory]:
     """The lowest ZeRO stage at which a good micro-batch fits, else the stage with the largest; None if none does.
 
     Offloading to the host comes last. With None comes the memory of the least demanding layout tried.
     """
     on_gpu = hardware.gpus > 0
-    first = Layout(1, hardware.devices, 1, "bf16" if on_gpu else "fp32", accumulates=True, on_gpu=on_gpu)
+    first = Layout(
+        *(1, hardware.devices, 1, "bf16" if on_gpu else "fp32"),
+        accumulates=True,
+        on_gpu=on_gpu,
+        compiled=compute.compile,
+        checkpoints_activations=compute.checkpoint_activations,
+        loss_chunk_tokens=compute.loss_chunk_tokens,
+    )
     candidates = [replace(first, stage=stage) for stage in ((1, 2, 3) if hardware.devices > 1 else (1,))]
     if on_gpu:
         candidates.append(replace(first, stage=3, offload=True))
