@@ -5,7 +5,7 @@ forward pass (all activations and the logits), the end of the backward pass (gra
 them), and the optimizer's update (a flat copy of the gradients beside them); on CPUs their sum, since what the
 allocator gets back stays with the process in pieces (SCATTERED). On CPUs it is checked against real runs of one
 process, and on a GPU (ARCHITECTURE.md), where what the allocator wastes and the CUDA context come on top (RESERVED).
-What torch.compile keeps of a layer was counted likewise; the reductions and sums that it computes again are not in it.
+Compilation and checkpoints of activations save less on CPUs than what they keep says: they are counted on GPUs alone.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Layout:
         accumulates: whether a step has several micro-batches.
         offload: optimizer and weights wait in the host's memory (infra/deepspeed/zero3_offload.json).
         on_gpu: on a GPU, or on the CPUs.
-        compiled, checkpoints_activations, loss_chunk_tokens: as of `config.Compute`.
+        compiled, checkpoints_activations, loss_chunk_tokens: as of `config.Compute`, the former two on GPUs.
     """
 
     stage: int

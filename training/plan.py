@@ -201,8 +201,8 @@ def best_layout(
         *(1, hardware.devices, 1, "bf16" if on_gpu else "fp32"),
         accumulates=True,
         on_gpu=on_gpu,
-        compiled=compute.compile,
-        checkpoints_activations=compute.checkpoint_activations,
+        compiled=on_gpu and compute.compile,
+        checkpoints_activations=on_gpu and compute.checkpoint_activations,
         loss_chunk_tokens=compute.loss_chunk_tokens,
     )
     candidates = [replace(first, stage=stage) for stage in ((1, 2, 3) if hardware.devices > 1 else (1,))]
