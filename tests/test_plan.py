@@ -253,7 +253,7 @@ def test_what_is_not_known_is_asked_for_in_one_line(shards, options, line):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "micro_batch"), [(0, 2), (1, 2), (2, 2), (2, 8), (3, 2), (3, 8)])
+@pytest.mark.parametrize(("stage", "micro_batch"), [(0, 8), (1, 2), (2, 2), (2, 8), (3, 2), (3, 8)])
 def test_memory_is_what_a_run_takes(shards, tmp_path, stage, micro_batch):
     """The peak of a real run, above that of the smallest one, which is the libraries'."""
 
