@@ -9,9 +9,11 @@ import pytest
 import torch
 from small_shards import make_shards, make_tokenizer
 
-from training.config import Batch, Compute, Model, Optimizer, Recipe, Schedule
+from training import objectives
+from training.config import Batch, Compute, Model, Objective, Optimizer, Recipe, Schedule
 from training.engine import zero_stage
 from training.model import build, configuration, count_parameters, read_pretrained
+from training.objectives import refuse_other_model
 from training.optimizer import learning_rate, parameter_groups
 from training.zero_settings import REMOVED, read_configuration
 
@@ -45,6 +47,17 @@ def test_every_key_that_deepspeed_removed_is_named_with_what_to_do(tmp_path):
         record = {section: {"stage": 2, name: True}} if section else {name: {"enabled": True}}
         with pytest.raises(ValueError, match=f"mine.json: '{re.escape(key)}' is no key of DeepSpeed any more: ..."):
             read(tmp_path, record)
+
+
+def test_keys_of_zero_are_those_that_deepspeed_knows():
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    from training.zero_settings import ZERO
+
+    fields = DeepSpeedZeroConfig.model_fields
+    assert set(ZERO) <= {field.alias or name for name, field in fields.items()}
+    left = {field.alias or name for name, field in fields.items()} - set(ZERO)
+    assert {f"zero_optimization.{name}" for name in left} <= set(REMOVED) | {"zero_optimization.cpu_offload_param"}
 
 
 AGREEING = {
@@ -81,11 +94,46 @@ def test_what_agrees_with_the_run_or_is_left_to_it_is_accepted(tmp_path):
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "needs nvme_path"),
         ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}, "needs nvme_path"),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "ssd"}}}, "is none of none, cpu and nvme"),
+        ({"gradient_allreduce_op": "sum"}, "'gradient_allreduce_op' is decided by this training: .*; remove it"),
+        ({"checkpoint": {"load_universal": True}}, "'checkpoint' is decided by this training: .* --resume; remove it"),
+        ({"zero_optimisation": {"stage": 3}}, "'zero_optimisation' is no key .* did you mean 'zero_optimization'"),
+        ({"zero_optimization": {"stgae": 3}}, "'zero_optimization.stgae' is no key .* did you mean 'stage'"),
+        ({"zero_optimization": 3}, "'zero_optimization' is 3 and must be an object"),
+        ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage 7 is none of 0, 1, 2 and 3"),
+        ({"zero_optimization": {"stage": "three"}}, "zero_optimization.stage 'three' is none of"),
+        ({"fp16": "yes"}, "'fp16' is 'yes' and must be an object"),
     ],
 )
 def test_contradictions_are_named(tmp_path, change, line):
     with pytest.raises(ValueError, match=line):
         read(tmp_path, AGREEING | change)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "line"),
+    [
+        ("masked", {"model_type": "gpt_neox"}, "masked trains a model of type bert, and .* gives a gpt_neox"),
+        ("spans", {"model_type": "bert"}, "spans trains a model of type t5, and .* gives a bert"),
+        ("causal", {"model_type": "bert"}, "gives a bert, .* causal does not train; give --objective.kind masked"),
+    ],
+)
+def test_model_that_an_objective_cannot_train_is_refused(kind, file, line):
+    with pytest.raises(ValueError, match=line):
+        refuse_other_model(Objective(kind=kind), Model(config=json.dumps(file)))
+
+
+def test_models_of_objectives_come_from_a_file_too():
+    shape = {"num_hidden_layers": 3, "hidden_size": 48, "num_attention_heads": 2, "intermediate_size": 96}
+    file = {"model_type": "bert", "max_position_embeddings": 64, "vocab_size": 7, **shape}
+    sizes = {"vocab_size": 300, "context_tokens": 32, "end_of_text_id": 0}
+    config = objectives.configuration(Objective(kind="masked"), Model(config=json.dumps(file)), **sizes)
+    model = build(config, seed=0)
+    assert type(model).__name__ == "BertForMaskedLM"
+    assert (config.num_hidden_layers, config.hidden_size, config.vocab_size, config.pad_token_id) == (3, 48, 300, None)
+    file = {"model_type": "t5", "d_model": 48, "num_layers": 3, "num_heads": 2, "d_kv": 24, "d_ff": 96}
+    config = objectives.configuration(Objective(kind="spans"), Model(config=json.dumps(file)), **sizes)
+    assert type(build(config, seed=0)).__name__ == "T5ForConditionalGeneration"
+    assert (config.num_layers, config.decoder_start_token_id) == (3, 0)
 
 
 def test_a_default_that_would_have_been_another_is_told(tmp_path, caplog):

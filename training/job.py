@@ -14,7 +14,7 @@ from training.config import Recipe
 from training.engine import zero_stage
 from training.guard import Record, Tolerance
 from training.meter import require_wandb
-from training.objectives import prediction
+from training.objectives import prediction, refuse_other_model
 from training.processes import Processes
 from training.read_ahead import ReadAhead
 from training.run_folder import Plan, Rewind, RunFolder, find_tokenizer
@@ -184,6 +184,7 @@ def prepare(
     overwrite: bool,
 ) -> Job:
     """Check everything that can be checked without torch, and write nothing. ValueError says what does not fit."""
+    refuse_other_model(recipe.objective, recipe.model)
     if watch.wandb:
         require_wandb()
     shards, sequences = storage.folders[0], recipe.batch.sequences

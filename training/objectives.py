@@ -5,6 +5,7 @@ and returns arrays of int64: `labels` with -100 where nothing is predicted, the 
 beside them the keyword arguments of the model's forward.
 """
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -156,14 +157,44 @@ def _parts(total: int, count: int, draw: np.random.Generator) -> NDArray[np.int6
     return np.diff(cuts, prepend=0, append=total)
 
 
+FITTING = {"masked": "bert", "spans": "t5"}  # kinds of models, where not all that read from left to right do
+
+
+def refuse_other_model(objective: Objective, model: Model) -> None:
+    """ValueError where the model of a file, or of a folder, is none that an objective can train."""
+    kind = json.loads(model.config)["model_type"] if model.config else None
+    wanted = FITTING.get(objective.kind)
+    if kind and wanted and kind != wanted:
+        raise ValueError(
+            f"objective.kind {objective.kind} trains a model of type {wanted}, and model.config or from_pretrained "
+            f"gives a {kind}; give a {wanted}, or --objective.kind causal"
+        )
+    if kind in FITTING.values() and not wanted:
+        raise ValueError(
+            f"model.config or from_pretrained gives a {kind}, which objective.kind {objective.kind} does not train; "
+            f"give --objective.kind {next(name for name, fitting in FITTING.items() if fitting == kind)}"
+        )
+
+
 def configuration(
     objective: Objective, model: Model, *, vocab_size: int, context_tokens: int, end_of_text_id: int
 ) -> "PretrainedConfig":
-    """The `transformers` configuration that fits an objective: model.architecture, BERT for masked, T5 for spans."""
+    """The `transformers` configuration that fits an objective: model.architecture, BERT for masked, T5 for spans.
+
+    Or that of model.config, where it is of such a type; ValueError where it is not.
+    """
     from transformers import BertConfig, T5Config
 
     from training import model as causal
 
+    if model.config and objective.kind in FITTING:
+        refuse_other_model(objective, model)
+        config = causal.configuration(
+            model, vocab_size=vocab_size, context_tokens=context_tokens, end_of_text_id=end_of_text_id
+        )
+        config.pad_token_id = None
+        config.decoder_start_token_id = end_of_text_id if objective.kind == "spans" else None
+        return config
     if objective.kind == "masked":
         return BertConfig(
             vocab_size=vocab_size,

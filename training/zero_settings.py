@@ -5,6 +5,7 @@ key that another setting decides is compared with that, removed keys are named w
 where a default would have been another.
 """
 
+import difflib
 import json
 import logging
 from pathlib import Path
@@ -56,14 +57,16 @@ def read_configuration(path: str, recipe: Recipe, world_size: int) -> dict[str, 
         raise ValueError(f"{path} is no JSON object; infra/deepspeed/ holds examples")
     record = _without_auto(record)
     try:
+        _refuse_forms(record)
         _refuse_removed(record)
+        _refuse_unknown(record)
         _refuse_batch(record, recipe, world_size)
         _refuse_precision(record, recipe)
         _refuse_optimizer(record, recipe)
         _refuse_offload(record.get("zero_optimization", {}))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return {key: value for key, value in record.items() if key not in DECIDED}
+    return {key: value for key, value in record.items() if key not in (*DECIDED, *INSTEAD)}
 
 
 DECIDED = (
@@ -83,9 +86,61 @@ DECIDED = (
 )
 
 
+INSTEAD = {
+    "checkpoint": "checkpoints are written and read by --checkpoint_every and --resume",
+    "activation_checkpointing": "activations are checkpointed by --compute.checkpoint_activations",
+    "compile": "the model is compiled by --compute.compile",
+    "gradient_allreduce_op": "the gradient of a global batch is its mean over labels, however it is cut",
+    "managed_gradient_accumulation": "micro-batches are accumulated by --batch.sequences_per_device",
+    "data_efficiency": "sequence lengths are warmed up by --data.warmup_steps",
+}
+# What changes no number of a run: how it communicates, and what DeepSpeed itself tells.
+LEFT_TO_THE_USER = (
+    *("zero_optimization", "aio", "comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown"),
+    *("steps_per_print", "dump_state", "log_level", "disable_allgather", "disable_python_gc", "prescale_gradients"),
+    *("gradient_predivide_factor", "tensorboard", "wandb", "csv_monitor", "comet", "timers"),
+)
+ZERO = (
+    *("stage", "allgather_bucket_size", "allgather_partitions", "compute_grad_norm", "contiguous_gradients"),
+    *("enable_sanity_checks", "ignore_unused_parameters", "leaf_module", "legacy_stage1", "load_from_fp32_weights"),
+    *("log_trace_cache_warnings", "memory_efficient_linear", "offload_optimizer", "offload_param", "overlap_comm"),
+    *("override_module_apply", "parameter_alignment", "pipeline_loading_checkpoint", "reduce_bucket_size"),
+    *("reduce_scatter", "round_robin_gradients", "save_muon_momentum_buffer_in_memory", "sub_group_size"),
+    *("use_multi_rank_bucket_allreduce", "zenflow", "zero_hpz_partition_size", "zero_quantized_gradients"),
+    *("zero_quantized_nontrainable_weights", "zero_quantized_weights", "stage3_allgather_sequential"),
+    *("stage3_gather_16bit_weights_on_model_save", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
+    *("stage3_model_persistence_threshold", "stage3_module_granularity_threshold"),
+    *("stage3_param_persistence_threshold", "stage3_prefetch_bucket_size", "stage3_use_all_reduce_for_fetch_params"),
+)
+OBJECTS = ("zero_optimization", "fp16", "bf16", "torch_autocast", "data_types", "optimizer")
+
+
 def _without_auto(record: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in record.items() if value != "auto"}
     return {key: _without_auto(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def _refuse_forms(record: dict[str, Any]) -> None:
+    for key in OBJECTS:
+        if not isinstance(record.get(key, {}), dict):
+            raise ValueError(f"{key!r} is {record[key]!r} and must be an object, as in infra/deepspeed/")
+    stage = record.get("zero_optimization", {}).get("stage", 0)
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        raise ValueError(f"zero_optimization.stage {stage!r} is none of 0, 1, 2 and 3")
+
+
+def _refuse_unknown(record: dict[str, Any]) -> None:
+    """DeepSpeed passes over keys that it does not know: a slip of the pen would train at another stage."""
+    for key, instead in INSTEAD.items():
+        if key in record and record[key] != "mean":
+            raise ValueError(f"{key!r} is decided by this training: {instead}; remove it")
+    known = {"": (*DECIDED, *LEFT_TO_THE_USER, *INSTEAD), "zero_optimization": ZERO}
+    for section, names in known.items():
+        for key in record.get(section, {}) if section else record:
+            if key not in names:
+                close = difflib.get_close_matches(key, names, 1)
+                meant = f"; did you mean {close[0]!r}?" if close else "; remove it"
+                raise ValueError(f"{'.'.join(filter(None, (section, key)))!r} is no key that is known here{meant}")
 
 
 def _refuse_removed(record: dict[str, Any]) -> None:
