@@ -57,7 +57,9 @@ def test_bad_steps_are_skipped_by_all_then_gone_back_from_and_a_killed_run_does_
     assert "steps up to 7 were bad: going back to step 4, on other data" in first
     assert [row.get("rewound_from") for row in rows] == [None] * 4 + [7] + [None] * 9
     assert not any("resumed" in row for row in rows)
-    assert all((row["rewinds"], row["steps_rewound"]) == (1, 3) for row in rows[4:])
+    assert all((row["rewinds"], row["steps_rewound"], row["skipped_steps_rewound"]) == (1, 3, 2) for row in rows[4:])
+    rewound = [json.loads(line) for line in (tmp_path / "run" / "rewound.jsonl").read_text().splitlines()]
+    assert [(row["step"], row.get("skipped")) for row in rewound] == [(5, None), (6, 1), (7, 1)]
     windows = [row["epoch"] for row in rows]
     assert windows[4] / windows[3] == pytest.approx(8 / 4, abs=1e-3)
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())

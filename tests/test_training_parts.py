@@ -318,5 +318,8 @@ def test_rewinds_leave_data_out_and_are_told():
     consumed = [plan.consumed(step) // sequences for step in (1, 4, 5, 10, 11)]
     assert consumed == [0, 3, 4 + 3 + 2, 9 + 3 + 2, 10 + 3 + 2 + 10]
     assert plan.rewinds_told(4) == {}
-    assert plan.rewinds_told(5) == {"rewinds": 2, "steps_rewound": 5, "rewound_from": 6}
-    assert plan.rewinds_told(12) == {"rewinds": 3, "steps_rewound": 15}
+    assert plan.rewinds_told(5) == {
+        **{"rewinds": 2, "steps_rewound": 5, "skipped_steps_rewound": 3},
+        "rewound_from": 6,
+    }
+    assert plan.rewinds_told(12) == {"rewinds": 3, "steps_rewound": 15, "skipped_steps_rewound": 6}

@@ -162,6 +162,7 @@ class Job:
             )
         if processes.is_first:
             log.warning("steps up to %d were bad: going back to step %d, on other data", step, back)
+            self.folder.keep_rewound(back)
         plan = replace(plan, rewinds=(*plan.rewinds, Rewind(step, back, skipped - known)))
         return replace(self, plan=plan, begun=True)
 

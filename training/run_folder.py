@@ -67,13 +67,14 @@ class Plan:
         return self.consumed(step) + self.recipe.batch.sequences if step else 0
 
     def rewinds_told(self, step: int) -> dict[str, float | int]:
-        """What the metrics of a step say of rewinds: how many, steps skipped before them, and the last one's."""
+        """What the metrics of a step say of rewinds: how many, steps taken and skipped before them, the last one's."""
         before = [rewind for rewind in self.rewinds if rewind.to_step < step]
         if not before:
             return {}
         told: dict[str, float | int] = {
             "rewinds": len(before),
             "steps_rewound": sum(one.from_step - one.to_step for one in before),
+            "skipped_steps_rewound": sum(one.skipped for one in before),
         }
         return told | ({"rewound_from": before[-1].from_step} if before[-1].to_step == step - 1 else {})
 
@@ -108,13 +109,14 @@ class Plan:
 
 class RunFolder:
     """RUN: plan.json, data.json, metrics.jsonl, samples.jsonl, tokenizer/, checkpoints/, tensorboard/, and, when done,
-    export/, run.html and summary.json.
+    export/, run.html and summary.json; rewound.jsonl where steps were gone back from.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.rewound = self.path / "rewound.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.tokenizer = self.path / "tokenizer"
         self.export = self.path / "export"
@@ -176,6 +178,11 @@ class RunFolder:
         self.tokenizer.mkdir(exist_ok=True)
         shutil.copyfile(tokenizer, self.tokenizer / tokenizer.name)
         self._summary.unlink(missing_ok=True)
+
+    def keep_rewound(self, step: int) -> None:
+        """Keep the rows after `step`, which is gone back to, beside the metrics, which will have others."""
+        with self.metrics.open() as rows, self.rewound.open("a") as kept:
+            kept.writelines(row for row in rows if row.endswith("\n") and json.loads(row)["step"] > step)
 
     def record_data(self, records: list[dict[str, Any]]) -> None:
         """Note what the data of each folder of shards is, for the model card."""
