@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,8 +17,9 @@ from small_corpus import document, write_documents
 
 from spark_jobs import dedup, filter, ledger, measure, write_shards
 from spark_jobs.rules.thresholds import Rules
-from tokenizer import train
+from tokenizer import inspect_shards, train
 from tokenizer.command_line import expand, run
+from training import train as train_model
 
 
 def job(*, sources: list[str] = [], more: list[int] | None = None, size: int = 1, dry_run: bool = False,  # noqa: B006
@@ -91,7 +94,93 @@ def test_arguments_reach_main_and_its_result_is_the_exit_code(capsys, tmp_path):
 )
 def test_wrong_usage_is_two(capsys, arguments):
     assert call(job, *arguments) == 2
-    assert "Traceback" not in capsys.readouterr().err
+    usage, tip, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: ")
+    assert tip.endswith(" --help")
+    assert error.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "told"),
+    [
+        (train_model.main, ["--max_steps", "many"], '"max_steps": Expected one of int, null. Got value: many'),
+        (
+            train_model.main,
+            ["--optimizer.learning_rate", "x"],
+            '"optimizer.learning_rate": Expected float. Got value: x',
+        ),
+        (train_model.main, ["--resume", "no"], "\"resume\": Expected Literal['auto', 'never']. Got value: no"),
+        ([inspect_shards.show, inspect_shards.find], ["show", "--row", "x"], '"row": Expected int. Got value: x'),
+    ],
+)
+def test_a_wrong_type_is_told_in_a_line(capsys, main, arguments, told):
+    assert call(main, *arguments) == 2
+    assert capsys.readouterr().err.splitlines()[2:] == [f"error: Parser key {told}"]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Where it ends.
+
+    Args:
+        lower, upper: ends of the range,
+            in metres.
+        unit:
+            100% of what `lower` counts: in.
+    """
+
+    lower: float = 0.0
+    upper: float = 1.0
+    unit: str = "m"
+
+
+def limit(*, path: str, first: int = 0, last: int = 9, bounds: Bounds = Bounds()):
+    """Cut it off.
+
+    The rest stays.
+
+    Args:
+        path: what is cut.
+
+        first, last: rows of it.
+        bounds: of values.
+
+    Raises:
+        OSError: it is not there.
+    """
+
+
+def helped(capsys, main, *words):
+    """What a help says before the options, its titles, and of each option."""
+    assert call(main, *words, "--help") == 0
+    intro, _, rest = capsys.readouterr().out.partition("\noptions:\n")
+    options = dict(re.findall(r"^  (-.*?)(?: {2,}|\n {3,})(\S.*)$", rest, re.MULTILINE))
+    assert len(options) == len(re.findall("^  -", rest, re.MULTILINE))
+    told = {re.findall(r"--[\w.]+", option)[0].removeprefix("--"): text for option, text in options.items()}
+    return intro, re.findall(r"^(\S.*):$", rest, re.MULTILINE), told
+
+
+def test_help_tells_each_option_from_the_docstrings(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    for main, words in ((limit, []), ([limit, job], ["limit"])):
+        intro, titles, told = helped(capsys, main, *words)
+        assert intro.endswith("\nCut it off.\n\nThe rest stays.\n\nRaises:\n    OSError: it is not there.\n")
+        assert titles == ["Where it ends"]
+        assert told["path"] == "what is cut. (required, type: str)"
+        assert told["first"] == "rows of it. (type: int, default: 0)"
+        assert told["last"] == "rows of it. (type: int, default: 9)"
+        assert told["bounds"] == "of values. CONFIG: a file of these settings."
+        assert told["bounds.lower"] == "ends of the range, in metres. (type: float, default: 0.0)"
+        assert told["bounds.upper"] == "ends of the range, in metres. (type: float, default: 1.0)"
+        assert told["bounds.unit"] == "100% of what `lower` counts: in. (type: str, default: m)"
+
+
+@pytest.mark.parametrize("module", [train_model, dedup, train, filter, measure], ids=lambda module: module.__name__)
+def test_help_describes_every_option(capsys, monkeypatch, module):
+    monkeypatch.setenv("COLUMNS", "1000")
+    _, titles, told = helped(capsys, module.main)
+    assert [name for name, text in told.items() if text.startswith(("(", "CONFIG"))] == []
+    assert not any(title.startswith("<") for title in titles)
 
 
 def test_faults_of_the_user_are_one_line_and_ours_keep_their_traceback(capsys):

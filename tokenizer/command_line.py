@@ -13,9 +13,13 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 LOG_FORMAT = "%(asctime)s %(name)s: %(message)s"
+ARGUMENTS = re.compile(r"^Args:\n(?: .*\n?|\n)*", re.MULTILINE)
 
 
 def run(main: Callable[..., Any] | list[Callable[..., Any]], argv: list[str] | None = None) -> None:
@@ -31,7 +35,7 @@ def run(main: Callable[..., Any] | list[Callable[..., Any]], argv: list[str] | N
     words = _expand_one(words, main) if isinstance(main, list) else expand(words, main)
     try:
         with _told(main) if "--help" in words or "-h" in words else contextlib.nullcontext():
-            code = auto_cli(main, as_positional=False, args=words, parser_mode="yaml")
+            code = auto_cli(main, as_positional=False, args=words, parser_class=_parser_class(), parser_mode="yaml")
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
@@ -79,16 +83,63 @@ def _expand_one(words: list[str], commands: list[Callable[..., Any]]) -> list[st
     return words
 
 
+def _parser_class() -> "type[ArgumentParser]":
+    """A parser whose help takes the options from docstrings, and whose errors are three lines."""
+    from jsonargparse import ArgumentParser
+
+    class Parser(ArgumentParser):
+        def add_function_arguments(self, function: Callable[..., Any], *others: Any, **named: Any) -> list[str]:
+            added = super().add_function_arguments(function, *others, **named)
+            descriptions = _descriptions(function)
+            for action in self._actions:
+                action.help = descriptions.get(action.dest, action.help)
+            kinds = typing.get_type_hints(function)
+            for name, group in (self.groups or {}).items():
+                if name in kinds:
+                    group.title = (inspect.getdoc(kinds[name]) or name).partition("\n")[0].removesuffix(".")
+            return added
+
+        def print_usage(self, file: Any = None) -> None:
+            print(f"usage: {self.prog.replace(' [options]', '')} [options]", file=file)
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            super().error(_in_a_line(message), ex)
+
+    return Parser
+
+
+def _in_a_line(message: str) -> str:
+    """An error of jsonargparse as one line, without the trials that it lists for a union of types."""
+    line = " ".join(message.split()).replace("<class 'NoneType'>", "null")
+    line = re.sub(r"(?:\ba )?<class '([\w.]+)'>|\ba typing\.", r"\1", line)
+    union = r"Does not validate .* Subtypes: \[(.*)\] Errors: .* Given value: "
+    return re.sub(union, r"Expected one of \1. Got value: ", line)
+
+
+def _descriptions(component: Any, prefix: str = "") -> dict[str, str]:
+    """What the docstring of a function or dataclass, and those of the dataclasses in it, say of each option."""
+    section = ARGUMENTS.search(inspect.getdoc(component) or "")
+    found: dict[str, str] = {}
+    for names, text in re.findall(r"^    (\w[\w, ]*):(.*(?:\n     .*)*)", section[0] if section else "", re.MULTILINE):
+        found |= {prefix + name: " ".join(text.split()) for name in names.split(", ")}
+    for name, kind in typing.get_type_hints(component).items():
+        if dataclasses.is_dataclass(kind):
+            found[prefix + name] = f"{found.get(prefix + name, '')} CONFIG: a file of these settings.".strip()
+            found |= _descriptions(kind, f"{prefix}{name}.")
+    return found
+
+
 @contextlib.contextmanager
 def _told(main: Callable[..., Any] | list[Callable[..., Any]]) -> Iterator[None]:
     """Let help tell the docstrings, where jsonargparse without its parser of docstrings prints the functions.
 
-    In a list of subcommands each has the first line of its own; the help of one is all of it.
+    In a list of subcommands each has the first line of its own; the help of one is all of it but its arguments,
+    which stand with the options.
     """
     commands = {command.__name__: command for command in (main if isinstance(main, list) else [main])}
 
     def doc(match: re.Match[str]) -> str:
-        text = inspect.getdoc(commands[match[2]]) or ""
+        text = ARGUMENTS.sub("", inspect.getdoc(commands[match[2]]) or "").strip()
         return match[1] + (text.partition("\n")[0] if match[1] else text)
 
     printed = io.StringIO()
