@@ -19,6 +19,7 @@ LIVE_ELEMENTS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
 # do not fit into them (to let it give them back at once, by M_MMAP_THRESHOLD, costs half of the speed). Measured with
 # Llama and GPT-2 of 7 to 30 million parameters and 512 to 2,048 tokens; at stages 1 and 2 some lie where buckets were.
 SCATTERED = (1.45, 1.3, 1.3, 1.5)
+SCATTERED_ACCUMULATING = (2.0, 2.25, 1.85, 2.15)  # where gradients of a micro-batch stay while the next is computed
 # Share of a GPU's memory that is left to the CUDA context, NCCL and the allocator's gaps.
 RESERVED = 0.1
 
@@ -109,6 +110,7 @@ def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Lay
     flat = 4 * share if layout.stage else 0
     if layout.offload:
         weights, optimizer, flat = element * min(count, LIVE_ELEMENTS), 0.0, 0.0
+    scattered = SCATTERED_ACCUMULATING if layout.accumulates else SCATTERED
     return Memory(
         weights=weights,
         optimizer=optimizer,
@@ -118,7 +120,7 @@ def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Lay
         flat_gradients=flat,
         activations=activation_bytes(model, tokens, layout),
         logits=logit_bytes(model, tokens, vocab_size, layout),
-        scattered=0.0 if layout.on_gpu else SCATTERED[layout.stage],
+        scattered=0.0 if layout.on_gpu else scattered[layout.stage],
     )
 
 
