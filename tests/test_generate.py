@@ -1,6 +1,7 @@
 """Generation against `transformers`' own, alone and in batches; filling in the middle, streams, files of prompts."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 from small_shards import documents
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import BertConfig, LlamaConfig, MambaConfig, T5Config, ViTConfig
 
 from tokenizer.encode import SPECIAL_TOKENS
 from training.config import Model
 from training.decoding import Sampling, choose, generator_for
-from training.generate import Request, Writer, load, read_requests
+from training.generate import Request, Writer, context_of, load, main, read_requests
 from training.model import build, configuration
 
 ROOT = Path(__file__).parent.parent
@@ -20,8 +22,11 @@ PROMPTS = ["def add(", "def join(left, other):\n    left", "", "x", "return tota
 CONTEXT = 64
 
 
-def save(folder, special_tokens):
-    """A random model whose choices are far apart, and a tokenizer with the given special tokens."""
+def save(folder, special_tokens, config=""):
+    """A random model whose choices are far apart, and a tokenizer with the given special tokens.
+
+    `config` is the JSON text of another model than a llama.
+    """
     import torch
     from transformers import PreTrainedTokenizerFast
 
@@ -35,7 +40,7 @@ def save(folder, special_tokens):
     tokenizer.train_from_iterator(documents(50, seed=1), trainer)
     names = dict.fromkeys(("bos_token", "eos_token", "pad_token"), SPECIAL_TOKENS[0])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
-    shape = Model(hidden_size=32, layers=2, heads=2)
+    shape = Model(hidden_size=32, layers=2, heads=2, config=config)
     vocab_size = tokenizer.get_vocab_size()
     model = build(configuration(shape, vocab_size=vocab_size, context_tokens=CONTEXT, end_of_text_id=0), seed=3)
     with torch.no_grad():
@@ -48,6 +53,12 @@ def save(folder, special_tokens):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save(tmp_path_factory.mktemp("model"), SPECIAL_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory):
+    """A model without tokens to fill in the middle."""
+    return save(tmp_path_factory.mktemp("plain"), SPECIAL_TOKENS[:1])
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +88,27 @@ def test_greedy_is_that_of_transformers_alone_and_in_a_batch(writer):
     assert writer.complete(batch) == expected
     assert [writer.complete([one])[0] for one in batch] == expected
     assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 2}, None),
+        ({"model_type": "mpt", "d_model": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": CONTEXT}, CONTEXT),
+    ],
+)
+def test_models_without_the_usual_name_for_their_context(tmp_path, config, context):
+    network, tokenizer = load(save(tmp_path, SPECIAL_TOKENS, json.dumps(config)))
+    assert context_of(network.config) == context
+    settings = {"max_new_tokens": 16, "sampling": Sampling(), "seed": 0}
+    one = Writer(network, tokenizer, **settings)
+    long = Request("def add(left, other):\n" * 20)
+    row = tokenizer(long.prompt)["input_ids"]
+    assert one.rows_of(long) == (row[-(context - 16) :] if context else row)
+    batch = [(Request(prompt), 0) for prompt in PROMPTS]
+    assert one.complete(batch) == [by_transformers(one, one.rows_of(request)) for request, _ in batch]
+    middle = one.rows_of(Request("a " * 100, "b"))
+    assert len(middle) == (context - 16 if context else len(tokenizer("a " * 100)["input_ids"]) + 4)
 
 
 def test_completion_ends_at_the_end_of_text(writer):
@@ -129,7 +161,7 @@ def test_stream_gives_the_same_text_in_whole_characters(writer):
     assert len(pieces) > 2
 
 
-def test_middle_is_asked_for_between_prefix_and_suffix(writer, tmp_path):
+def test_middle_is_asked_for_between_prefix_and_suffix(writer, plain_folder):
     ids = {name: writer.tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
     prefix, suffix = (writer.tokenizer(text)["input_ids"] for text in ("def add(left", "return left"))
     row = writer.rows_of(Request("def add(left", "return left"))
@@ -142,7 +174,7 @@ def test_middle_is_asked_for_between_prefix_and_suffix(writer, tmp_path):
     assert long[place - 2 : place] == prefix[-2:]
     assert long[place + 1 :][: len(suffix)] == suffix
     assert writer.complete([(Request("def add(left", "return left"), 0)]) == [by_transformers(writer, row)]
-    plain = Writer(*load(save(tmp_path / "plain", SPECIAL_TOKENS[:1])), max_new_tokens=4, sampling=Sampling(), seed=0)
+    plain = Writer(*load(plain_folder), max_new_tokens=4, sampling=Sampling(), seed=0)
     with pytest.raises(ValueError, match="no tokens to fill in the middle"):
         plain.rows_of(Request("a", "b"))
 
@@ -184,12 +216,82 @@ def test_command_writes_what_the_writer_writes(folder, writer, tmp_path):
     assert [row["completion"] for row in written] == expected
     assert [row.get("suffix") for row in written] == [None, None, "return", "return"]
     assert f"def add({expected[2]}return\n" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "prompts.jsonl"]
+
+
+def test_output_is_replaced_when_asked_and_whole(folder, tmp_path):
+    output = tmp_path / "out.jsonl"
+    output.write_text("dear to someone\n")
+    options = ["--prompt", "x", "--max_new_tokens", "2", "--output", str(output)]
+    done = generate(folder, *options)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {output} exists; choose another --output, or --overwrite\n"
+    assert output.read_text() == "dear to someone\n"
+    done = generate(folder, *options, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(output.read_text())["prompt"] == "x"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_output_that_is_no_file_is_never_replaced(tmp_path):
+    for place in (tmp_path, Path("/dev/null")):
+        with pytest.raises(ValueError, match="is no file that can be replaced"):
+            main(model=str(config_alone(tmp_path, LlamaConfig())), prompt=["x"], output=str(place), overwrite=True)
+
+
+ROWS = '{"prompt": "a"}\n' * 12
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "line"),
+    [
+        ("prompts.jsonl", b"broken\n", "prompts.jsonl, line 1: no JSON object with a `prompt`"),
+        ("prompts.jsonl", f"{ROWS}broken\n".encode(), "prompts.jsonl, line 13: no JSON object with a `prompt`"),
+        ("prompts.jsonl", f'{ROWS}{{"prompt": "a", "suffix": "b"}}\n'.encode(), "no tokens to fill in the middle"),
+        ("prompts.jsonl", b"", "prompts.jsonl is empty"),
+        ("prompts.txt", b"\n \n", "prompts.txt is empty"),
+        ("prompts.txt", b"d\xe9f\n", "prompts.txt is not UTF-8; convert it"),
+    ],
+)
+def test_a_fault_in_any_request_leaves_the_output_as_it_was(plain_folder, tmp_path, name, written, line):
+    prompts, output = tmp_path / name, tmp_path / "out.jsonl"
+    prompts.write_bytes(written)
+    output.write_text("as it was")
+    options = ["--prompts", str(prompts), "--max_new_tokens", "16", "--output", str(output), "--overwrite"]
+    done = generate(plain_folder, *options)
+    assert done.returncode == 1
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert output.read_text() == "as it was"
+    assert sorted(tmp_path.iterdir()) == [output, prompts]
+
+
+def config_alone(folder, config):
+    config.save_pretrained(folder / "config")
+    return folder / "config"
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (BertConfig(), "is a masked language model (model_type bert); generate needs a causal"),
+        (T5Config(), "is an encoder and a decoder (model_type t5)"),
+        (ViTConfig(), "is no language model (model_type vit)"),
+        (MambaConfig(), "is a model without a cache of keys and values (model_type mamba)"),
+    ],
+)
+def test_models_that_continue_no_text_are_refused(tmp_path, config, line):
+    with pytest.raises(ValueError, match=re.escape(line)):
+        main(model=str(config_alone(tmp_path, config)), prompt=["x"], output=str(tmp_path / "out.jsonl"))
+    assert [path.name for path in tmp_path.iterdir()] == ["config"]
 
 
 @pytest.mark.parametrize(
     ("options", "line"),
     [
         ([], "there is no prompt"),
+        (["--prompts", __file__, "--suffix", "x"], "--suffix is of --prompt alone"),
         (["--prompt", "x", "--samples", "2"], "choose a temperature above 0"),
         (["--prompt", "x", "--top_p", "0"], "top_p 0.0 above 0"),
         (["--prompts", "nowhere.txt"], "nowhere.txt is no file"),

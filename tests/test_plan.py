@@ -243,6 +243,9 @@ def test_command_prints_a_table_and_a_verdict_or_json(shards):
         (["--hours", 0], "hours 0.0 above 0"),
         (["--mfu", 45], "mfu 45.0 is outside 0 to 1"),
         (["--configs", "nowhere"], "nowhere holds no run configurations"),
+        (["--sequence_length", 0], "sequence_length 0 is not above 0"),
+        (["--memory_gb", 0], "memory_gb 0.0 is not above 0"),
+        (["--peak_tflops", -1], "peak_tflops -1.0 is not above 0"),
     ],
 )
 def test_what_is_not_known_is_asked_for_in_one_line(shards, options, line):
@@ -252,22 +255,49 @@ def test_what_is_not_known_is_asked_for_in_one_line(shards, options, line):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {hidden_size: 64",
+        "model:\n\thidden_size: 64\n",
+        "- model",
+        "model: {hidden_size: wide}",
+        "model: {hidden_size: 63}",
+        "model: {hidden_size: 64}\nbatch: {sequence_length: 0}",
+        "model: {hidden_size: 64}\ncompute: fast",
+        "model: {hidden_size: 64}\nname: \udce9",
+    ],
+)
+def test_a_configuration_that_is_none_is_named_in_one_line(shards, tmp_path, text):
+    (tmp_path / "broken.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    done = run_plan("--shards", shards, "--configs", tmp_path)
+    assert done.returncode == 1
+    assert "broken.yaml is no run configuration: " in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "micro_batch"), [(0, 8), (1, 2), (2, 2), (2, 8), (3, 2), (3, 8)])
-def test_memory_is_what_a_run_takes(shards, tmp_path, stage, micro_batch):
+@pytest.mark.parametrize(
+    ("stage", "micro_batch", "accumulated"),
+    [
+        *((stage, micro_batch, 1) for stage, micro_batch in ((0, 8), (1, 2), (2, 2), (2, 8), (3, 2), (3, 8))),
+        *((stage, 8, 2) for stage in (0, 1, 2, 3)),
+    ],
+)
+def test_memory_is_what_a_run_takes(shards, tmp_path, stage, micro_batch, accumulated):
     """The peak of a real run, above that of the smallest one, which is the libraries'."""
 
     def peak(name, shape, micro_batch, length):
         configuration = ROOT / "infra" / "deepspeed" / f"zero{stage}.json"
         settings = {f"model.{key}": getattr(shape, key) for key in ("hidden_size", "layers", "heads")}
-        settings |= {"batch.sequence_length": length, "batch.sequences": micro_batch, "max_steps": 3}
+        settings |= {"batch.sequence_length": length, "batch.sequences": accumulated * micro_batch, "max_steps": 3}
         settings |= {"batch.sequences_per_device": micro_batch, "evaluation_tokens": 0, "deepspeed": configuration}
         train(shards, tmp_path / name, TINY | settings, world_size=1)
         return metrics(tmp_path / name)[-1]["memory_bytes"]
 
     shape = Model(hidden_size=384, layers=4, heads=6)
     measured = peak("run", shape, micro_batch, 256) - peak("base", Model(hidden_size=32, layers=1, heads=2), 1, 32)
-    layout = Layout(stage, 1, micro_batch, "fp32", on_gpu=False)
+    layout = Layout(stage, 1, micro_batch, "fp32", accumulates=accumulated > 1, on_gpu=False)
     vocab_size = ShardIndex.load(shards).vocab_size
     expected = estimate(shape, vocab_size=vocab_size, sequence_length=256, layout=layout).peak
     assert expected == pytest.approx(measured, rel=0.15)

@@ -15,7 +15,7 @@ Attention = Literal["sequence", "document"]
 
 def _at_least(bound: float, **values: float) -> None:
     for name, value in values.items():
-        if value < bound:
+        if not value >= bound:
             raise ValueError(f"{name.replace('__', '.')} {value} is below {bound}; choose {bound} or more")
 
 
@@ -23,6 +23,12 @@ def _fraction(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name.replace('__', '.')} {value} is outside 0 to 1; it is a fraction")
+
+
+def _decay(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name.replace('__', '.')} {value} is not 0 or more and below 1; try 0.9")
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ class Objective:
             three and have the middle last), masked (hidden tokens, as BERT) or spans (hidden runs, as T5).
         rate: share of documents that fill_in_the_middle rearranges.
         suffix_first: share of these that begin with the suffix (SPM), the others with the prefix (PSM).
-        noise: share of tokens that masked and spans hide.
+        noise: share of tokens that masked and spans hide, above 0 and below 1.
         span_length: mean tokens of a hidden run (spans).
     """
 
@@ -167,8 +173,10 @@ class Objective:
     span_length: float = 3.0
 
     def __post_init__(self) -> None:
-        _fraction(objective__rate=self.rate, objective__suffix_first=self.suffix_first, objective__noise=self.noise)
+        _fraction(objective__rate=self.rate, objective__suffix_first=self.suffix_first)
         _at_least(1, objective__span_length=self.span_length)
+        if not 0 < self.noise < 1:
+            raise ValueError(f"objective.noise {self.noise} is not above 0 and below 1; try 0.15")
 
 
 @dataclass(frozen=True)
@@ -207,9 +215,9 @@ class Optimizer:
             raise ValueError(f"optimizer.learning_rate {self.learning_rate} is outside 0 to 1; try 5e-4")
         if not 0 < self.muon_learning_rate < 1:
             raise ValueError(f"optimizer.muon_learning_rate {self.muon_learning_rate} is outside 0 to 1; try 0.02")
-        _fraction(
-            optimizer__beta1=self.beta1, optimizer__beta2=self.beta2, optimizer__muon_momentum=self.muon_momentum
-        )
+        _decay(optimizer__beta1=self.beta1, optimizer__beta2=self.beta2, optimizer__muon_momentum=self.muon_momentum)
+        if not self.epsilon > 0:
+            raise ValueError(f"optimizer.epsilon {self.epsilon} is not above 0; try 1e-8")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,11 @@
 """Prompts -> completions of an exported model: `python training/generate.py --model RUN/export --prompt "def "`."""
 
+import contextlib
+import inspect
 import itertools
 import json
+import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +13,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tokenizer.command_line import run
 from training.decoding import Sampling, decode
+from training.durable import PARTIAL
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Names of the tokens that stand before prefix, suffix and middle: of StarCoder (and this project), SantaCoder, Qwen.
 FILL_TOKENS = (
@@ -19,6 +24,8 @@ FILL_TOKENS = (
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
 )
+# Names that configurations have for the tokens a model can read; those without any (BLOOM) have no bound.
+CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "seq_length")
 
 
 @dataclass(frozen=True)
@@ -43,16 +50,18 @@ def main(
     seed: int = 0,
     stream: bool = False,
     output: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Print what a model writes after each prompt, or between a prompt and a suffix.
 
-    What a prompt gets depends on it, the seed and the number of the sample, not on what else is asked.
+    What a prompt gets depends on it, the seed and the number of the sample, not on what else is asked. All that is
+    asked is read and checked before the first completion.
 
     Args:
         model: folder that training/export.py wrote (RUN/export).
         prompt: one or more beginnings of text.
         suffix: fill in the middle: what stands between each prompt and this.
-        prompts: file of more: .jsonl with objects of `prompt` and optional `suffix`, else a prompt a line.
+        prompts: file of more, in UTF-8: .jsonl with objects of `prompt` and optional `suffix`, else a prompt a line.
         max_new_tokens: bound on each completion; it also ends at the end-of-text token.
         temperature: 0 = always the most probable token; higher is more varied.
         top_p: sample among the most probable tokens of this total probability.
@@ -60,12 +69,12 @@ def main(
         batch_size: completions written at once; memory grows with it.
         seed: of sampling.
         stream: print as it is written, one completion after the other.
-        output: also write them here, a JSON object a line with `prompt`, `completion` and `suffix` if there is one.
+        output: also write them here, a JSON object a line with `prompt`, `completion` and `suffix` if there is one;
+            it is OUTPUT.partial until all are there.
+        overwrite: replace `output` if it exists.
     """
     if not (Path(model) / "config.json").is_file():
         raise ValueError(f"{model} holds no model: config.json is missing; export one with training/export.py")
-    if not prompt and not prompts:
-        raise ValueError("there is no prompt; give one or more, as --prompt 'def ', or a file with --prompts")
     if min(samples, max_new_tokens, batch_size) < 1:
         raise ValueError(
             f"samples {samples}, max_new_tokens {max_new_tokens} and batch_size {batch_size} must be 1 or more"
@@ -73,14 +82,14 @@ def main(
     sampling = Sampling(temperature, top_p)
     if samples > 1 and temperature == 0:
         raise ValueError(f"{samples} samples at temperature 0 would all be the same; choose a temperature above 0")
-    if prompts and not Path(prompts).is_file():
-        raise ValueError(f"{prompts} is no file; --prompts names one, with a prompt a line")
+    _check_output(output, overwrite)
+    with_suffix = sum(request.suffix is not None for request in requests_of(prompt, suffix, prompts))
     writer = Writer(*load(model), max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-    given = [Request(text, suffix) for text in prompt or ()]
-    requests = itertools.chain(given, read_requests(Path(prompts)) if prompts else ())
-    wanted = ((request, number) for request in requests for number in range(samples))
-    several = bool(prompts) or len(given) * samples > 1
-    with Path(output).open("w") if output else _nowhere() as file:
+    if with_suffix:
+        writer.rows_of(Request("", ""))  # what a suffix needs and a model may lack is the same for all
+    wanted = ((request, number) for request in requests_of(prompt, suffix, prompts) for number in range(samples))
+    several = bool(prompts) or len(prompt or ()) * samples > 1
+    with _written_whole(output) as file:
         while batch := list(itertools.islice(wanted, 1 if stream else batch_size)):
             written = _streamed(writer, batch[0], several, samples) if stream else writer.complete(batch)
             for (request, number), completion in zip(batch, written, strict=True):
@@ -110,8 +119,8 @@ class Writer:
         sampling: Sampling,
         seed: int,
     ) -> None:
-        context = int(network.config.max_position_embeddings)
-        self.room = context - max_new_tokens
+        context = context_of(network.config)
+        self.room = (sys.maxsize if context is None else context) - max_new_tokens
         if self.room < 1:
             raise ValueError(
                 f"max_new_tokens {max_new_tokens} leaves no room in the model's context of {context} tokens; "
@@ -185,31 +194,93 @@ class Writer:
 
 
 def load(folder: str | Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """An exported model, on the GPU if there is one, and its tokenizer; the network is never asked."""
+    """An exported model, on the GPU if there is one, and its tokenizer; the network is never asked.
+
+    ValueError refuses a model that does not continue text.
+    """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    network = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    _check_causal(config, folder)
+    network = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True).eval()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return network.to(device), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
+def context_of(config: "PretrainedConfig") -> int | None:
+    """Tokens that a model can read at once; None = as many as there are."""
+    text = config.get_text_config()
+    found = (getattr(text, name, None) for name in CONTEXT_NAMES)
+    return next((int(tokens) for tokens in found if tokens and tokens > 0), None)
+
+
+def _check_causal(config: "PretrainedConfig", folder: str | Path) -> None:
+    """ValueError unless the model predicts the next token, and keeps what it read for the one after.
+
+    BERT and its kin have a causal class too, for those that were trained as decoders: their configuration says so.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    network: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if config.is_encoder_decoder:
+        kind = "an encoder and a decoder"
+    elif network is None:
+        kind = "no language model"
+    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        kind = "a masked language model"
+    elif "past_key_values" not in inspect.signature(network.forward).parameters:
+        kind = "a model without a cache of keys and values"
+    else:
+        return
+    raise ValueError(
+        f"{folder} is {kind} (model_type {config.model_type}); generate needs a causal language model with a "
+        "cache, as llama and gpt2 are, or what objective.kind causal and fill_in_the_middle train"
+    )
+
+
+def requests_of(prompt: Sequence[str] | None, suffix: str | None, prompts: str | None) -> Iterator[Request]:
+    """All that is asked, the command line's first; ValueError where it is nothing or contradicts itself."""
+    if not prompt and not prompts:
+        raise ValueError("there is no prompt; give one or more, as --prompt 'def ', or a file with --prompts")
+    if prompts and suffix is not None:
+        raise ValueError("--suffix is of --prompt alone; in --prompts, a .jsonl has a `suffix` beside each `prompt`")
+    if prompts and not Path(prompts).is_file():
+        raise ValueError(f"{prompts} is no file; --prompts names one, with a prompt a line")
+    yield from (Request(text, suffix) for text in prompt or ())
+    if prompts:
+        yield from read_requests(Path(prompts))
+
+
 def read_requests(path: Path) -> Iterator[Request]:
-    """The requests of a file, one at a time; empty lines count only in .jsonl, where they are faults."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if path.suffix != ".jsonl":
-                if line.strip():
-                    yield Request(line.rstrip("\r\n"))
-                continue
-            try:
-                row = json.loads(line)
-                yield Request(str(row["prompt"]), None if row.get("suffix") is None else str(row["suffix"]))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise ValueError(f"{path}, line {number}: no JSON object with a `prompt`") from None
+    """The requests of a file, one at a time; empty lines count only in .jsonl, where they are faults.
+
+    ValueError names a line that is none, a file that is not UTF-8, and one without any request.
+    """
+    found = 0
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if path.suffix == ".jsonl" or line.strip():
+                    yield _request(line, number, path)
+                    found += 1
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8; convert it, as with iconv -f LATIN1 -t UTF-8") from None
+    if not found:
+        raise ValueError(f"{path} is empty; --prompts wants a prompt a line, or in a .jsonl an object a line")
+
+
+def _request(line: str, number: int, path: Path) -> Request:
+    if path.suffix != ".jsonl":
+        return Request(line.rstrip("\r\n"))
+    try:
+        row = json.loads(line)
+        return Request(str(row["prompt"]), None if row.get("suffix") is None else str(row["suffix"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}, line {number}: no JSON object with a `prompt`") from None
 
 
 def _streamed(writer: Writer, wanted: tuple[Request, int], several: bool, samples: int) -> list[str]:
@@ -234,8 +305,27 @@ def _heading(request: Request, number: int, several: bool, samples: int) -> str:
     return f"--- {request.prompt!r}, sample {number + 1}\n" if samples > 1 else f"--- {request.prompt!r}\n"
 
 
-def _nowhere() -> IO[str]:
-    return open("/dev/null", "w")
+def _check_output(output: str | None, overwrite: bool) -> None:
+    """ValueError where the output would take the place of what must stay."""
+    if output and Path(output).exists():
+        if not Path(output).is_file():
+            raise ValueError(f"{output} is no file that can be replaced; choose another --output")
+        if not overwrite:
+            raise ValueError(f"{output} exists; choose another --output, or --overwrite")
+
+
+@contextlib.contextmanager
+def _written_whole(output: str | None) -> Iterator[IO[str]]:
+    """A file to write, which takes its name when all is there; without a name, one that keeps nothing."""
+    if not output:
+        with open(os.devnull, "w") as file:
+            yield file
+        return
+    partial = Path(output + PARTIAL)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("w", encoding="utf-8") as file:
+        yield file
+    partial.replace(output)
 
 
 if __name__ == "__main__":

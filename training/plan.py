@@ -16,7 +16,7 @@ from tokenizer.command_line import run
 from tokenizer.shard_index import ShardIndex
 from training import scaling
 from training.arithmetic import known_peak, size_of
-from training.config import Compute, Model
+from training.config import Batch, Compute, Model
 from training.memory import RESERVED, Layout, Memory, estimate
 
 CONFIGURATIONS = Path(__file__).parent / "configs"
@@ -101,6 +101,9 @@ def main(
         raise ValueError(f"gpus {gpus} must be 0 or more, hours {hours} above 0")
     if mfu is not None and not 0 < mfu <= 1:
         raise ValueError(f"mfu {mfu} is outside 0 to 1; it is a share of the peak, as {GPU_MFU}")
+    for name, value in (("sequence_length", sequence_length), ("memory_gb", memory_gb), ("peak_tflops", peak_tflops)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} {value} is not above 0; leave it out for the default")
     index = ShardIndex.load(shards)
     unique = sum(shard.tokens for shard in index.of_split("train"))
     hardware = hardware_of(gpus, device, memory_gb, peak_tflops, mfu, hours)
@@ -143,12 +146,15 @@ def sizes(folder: Path, sequence_length: int | None) -> Iterator[tuple[str, Mode
         raise ValueError(f"{folder} holds no run configurations (*.yaml); name a folder of some with --configs")
     seen = set()
     for path in paths:
-        record = yaml.safe_load(path.read_text()) or {}
-        settings = record.get("model")
-        if not isinstance(settings, dict) or "hidden_size" not in settings:
-            continue
-        model, compute = Model(**_known(Model, settings)), Compute(**_known(Compute, record.get("compute", {})))
-        length = sequence_length or int(record.get("batch", {}).get("sequence_length", 1024))
+        try:
+            record = yaml.safe_load(path.read_text()) or {}
+            settings = record.get("model")
+            if not isinstance(settings, dict) or "hidden_size" not in settings:
+                continue
+            model, compute = Model(**_known(Model, settings)), Compute(**_known(Compute, record.get("compute", {})))
+            length = sequence_length or Batch(**_known(Batch, record.get("batch", {}))).sequence_length
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no run configuration: {error}; mend it, or move it elsewhere") from None
         if (model, length) not in seen:
             seen.add((model, length))
             yield path.stem, model, length, compute

@@ -81,6 +81,8 @@ def join(local_rank: int, threads: int, precision: str = "auto") -> Processes:
         threads: of torch on CPUs, a process; 0 = OMP_NUM_THREADS, else cores divided by local processes.
         precision: as of `config.Compute`.
     """
+    if threads < 0:
+        raise ValueError(f"threads {threads} is below 0; 0 takes OMP_NUM_THREADS, or a share of the cores")
     _complete_rendezvous(local_rank)
     import torch
 

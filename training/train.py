@@ -126,6 +126,9 @@ def main(
     if int(os.environ.get("RANK", "0")):
         log.setLevel(logging.ERROR)  # the first process speaks for all
     with processes.first_speaks():
+        for name, value in (("evaluation_tokens", evaluation_tokens), ("cache_bytes", cache_bytes)):
+            if value < 0:
+                raise ValueError(f"{name} {value} is below 0; choose 0 or more")
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         storage = Storage(shards, verify=verify, cache=Path(cache or f"{output}.cache"), cache_bytes=cache_bytes)
         model = read_pretrained(from_pretrained, model, storage.folders[0]) if from_pretrained else model.read()
@@ -152,7 +155,7 @@ def main(
             return 0
         everyone, ending = processes.join(local_rank, threads, compute.precision), processes.Ending()
         stop = StopRequest()
-        with nvme.own_folders(configuration, Path(output), everyone.rank) as configuration:
+        with nvme.own_folders(configuration, Path(output), everyone.rank, everyone.world_size) as configuration:
             job = replace(job, configuration=configuration)
             finished = _train(with_known_length(job, everyone), everyone, stop)
         processes.leave()
