@@ -1,6 +1,7 @@
 """What a run may be told: DeepSpeed configurations, models by file, models to go on from."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,9 @@ def test_what_agrees_with_the_run_or_is_left_to_it_is_accepted(tmp_path):
     assert read(tmp_path, AGREEING) == {"zero_optimization": {"stage": 2}, "wall_clock_breakdown": True}
 
 
+NVME = {"device": "nvme", "nvme_path": "/disk"}
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -94,6 +98,10 @@ def test_what_agrees_with_the_run_or_is_left_to_it_is_accepted(tmp_path):
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "needs nvme_path"),
         ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}, "needs nvme_path"),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "ssd"}}}, "is none of none, cpu and nvme"),
+        ({"zero_optimization": {"stage": 3, "offload_param": NVME | {"max_in_cpu": 9}}}, "max_in_cpu must be 0"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": NVME | {"fast_init": True}}}, "fast_init asks for"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": NVME | {"buffer_count": 3}}}, "3 is below 4"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, "ratio needs"),
         ({"gradient_allreduce_op": "sum"}, "'gradient_allreduce_op' is decided by this training: .*; remove it"),
         ({"checkpoint": {"load_universal": True}}, "'checkpoint' is decided by this training: .* --resume; remove it"),
         ({"zero_optimisation": {"stage": 3}}, "'zero_optimisation' is no key .* did you mean 'zero_optimization'"),
@@ -227,3 +235,27 @@ def test_compute_settings_that_cannot_work_are_refused():
         Compute(loss_chunk_tokens=-1)
     with pytest.raises(ValueError, match=r"optimizer.muon_learning_rate 2 is outside"):
         Optimizer(muon_learning_rate=2)
+
+
+@pytest.mark.parametrize(
+    ("group", "settings", "line"),
+    [
+        (Optimizer, {"beta1": 1.0}, "optimizer.beta1 1.0 is not 0 or more and below 1"),
+        (Optimizer, {"beta2": 1.5}, "optimizer.beta2 1.5 is not 0 or more and below 1"),
+        (Optimizer, {"beta2": -0.1}, "optimizer.beta2 -0.1 is not"),
+        (Optimizer, {"muon_momentum": 1.0}, "optimizer.muon_momentum 1.0 is not"),
+        (Optimizer, {"epsilon": 0.0}, "optimizer.epsilon 0.0 is not above 0"),
+        (Optimizer, {"epsilon": math.nan}, "optimizer.epsilon nan is not above 0"),
+        (Optimizer, {"weight_decay": math.nan}, "optimizer.weight_decay nan is below 0"),
+        (Objective, {"noise": 0.0}, "objective.noise 0.0 is not above 0 and below 1"),
+        (Objective, {"noise": 1.0}, "objective.noise 1.0 is not above 0 and below 1"),
+    ],
+)
+def test_values_at_and_beyond_their_bounds_are_refused(group, settings, line):
+    with pytest.raises(ValueError, match=re.escape(line)):
+        group(**settings)
+
+
+def test_values_just_within_their_bounds_are_taken():
+    Optimizer(beta1=0.0, beta2=0.0, muon_momentum=0.0, epsilon=1e-30)
+    Objective(noise=1e-3)

@@ -62,6 +62,8 @@ def build(
     )
     optimizer = optimizers.build(model, recipe.optimizer)
     completed = nvme.completed(_completed(recipe, configuration, processes), model, processes.world_size)
+    if nvme.offloads(completed):
+        processes.wait()  # before any writes, all have looked how much room there is
     if processes.device.type == "cpu":
         nvme.partition(completed, model)
     with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed's bf16 optimizer prints the memory of each group

@@ -8,7 +8,10 @@ import contextlib
 import hashlib
 import logging
 import os
+import resource
 import shutil
+import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,10 @@ if TYPE_CHECKING:
 
 OFFLOADS = ("offload_optimizer", "offload_param")
 OPTIMIZER_BYTES = 16  # a parameter: weights in fp32, two moments, and their gradient
-PIPELINED_BUFFERS = 12  # four tensors each of the parts that are read, updated and written at once
+# Tensors that are in memory at once: the four of a part (OPTIMIZER_BYTES), pipelined those of its neighbours too.
+BUFFERS, PIPELINED_BUFFERS = 4, 12
+WEIGHT_BUFFERS = 5  # DeepSpeed's default
+PART_ELEMENTS = 1_000_000_000  # DeepSpeed's default of sub_group_size
 log = logging.getLogger("train")
 
 
@@ -29,11 +35,11 @@ def offloads(configuration: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def own_folders(configuration: dict[str, Any], run: Path, rank: int) -> Iterator[dict[str, Any]]:
+def own_folders(configuration: dict[str, Any], run: Path, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
     """The configuration with folders of this process's own on the disk, which are gone afterwards.
 
-    DeepSpeed's names know the rank alone, so that two runs on a machine would write to the same files. What a killed
-    process leaves behind is removed when its run goes on.
+    DeepSpeed's names know the rank alone, so that two runs on a machine would write to the same files. What killed
+    processes leave behind is removed when their run goes on, on the same machine.
 
     Raises:
         ValueError: the machine lacks what has to be there, or the disk cannot be used.
@@ -43,13 +49,16 @@ def own_folders(configuration: dict[str, Any], run: Path, rank: int) -> Iterator
         yield configuration
         return
     _refuse_what_is_missing()
-    digest = hashlib.blake2b(str(run.resolve()).encode(), digest_size=6).hexdigest()
-    folders = {key: Path(settings["nvme_path"]) / f"corella_{digest}_{rank}" for key, settings in wanted.items()}
+    name = hashlib.blake2b(f"{socket.gethostname()}:{run.resolve()}".encode(), digest_size=6).hexdigest()
+    folders = {key: Path(settings["nvme_path"]) / f"corella_{name}_{rank}" for key, settings in wanted.items()}
     zero = configuration["zero_optimization"]
     own = {key: wanted[key] | {"nvme_path": str(folder)} for key, folder in folders.items()}
     try:
         for key, folder in folders.items():
             _make(folder, f"zero_optimization.{key}.nvme_path {wanted[key]['nvme_path']}")
+            for left in folder.parent.glob(f"corella_{name}_*"):
+                if int(left.name.rpartition("_")[2]) >= world_size:
+                    shutil.rmtree(left, ignore_errors=True)
         yield configuration | {"zero_optimization": zero | own}
     finally:
         for folder in folders.values():
@@ -66,7 +75,7 @@ def _refuse_what_is_missing() -> None:
     if not AsyncIOBuilder().is_compatible(verbose=False):
         raise ValueError("offload to nvme needs the headers of libaio (libaio-dev, libaio-devel); install them")
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    if not any(root.rglob("async_io.so")):
+    if not any(root.rglob("async_io.so")) or any(root.rglob("lock")):
         log.info("building DeepSpeed's reader of disks, which takes minutes, once; if it never ends, remove %s", root)
 
 
@@ -87,38 +96,91 @@ def completed(configuration: dict[str, Any], model: "torch.nn.Module", world_siz
 
     Weights on the disk come in one module at a time: what DeepSpeed fetches ahead, or keeps for its next use, takes
     buffers until there are none, and a weight that is used twice in a row is fetched twice, which it does not allow.
+    The files of an engine before are removed: those of the next have other names.
 
     Raises:
-        ValueError: the disk has no room.
+        ValueError: the disk has no room, or less memory may be locked than the buffers take.
     """
     wanted = offloads(configuration)
     if not wanted:
         return configuration
-    _refuse_full_disk(wanted, model, world_size)
     zero = configuration["zero_optimization"]
     if settings := wanted.get("offload_param"):
         largest = max(parameter.numel() for parameter in model.parameters())
         zero = {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0} | zero
-        zero |= {"offload_param": {"buffer_size": -(-largest // world_size)} | settings}
+        zero |= {"offload_param": {"buffer_size": -(-largest // world_size)} | settings | {"max_in_cpu": 0}}
     if settings := wanted.get("offload_optimizer"):
         pipelined = settings.get("pipeline_read") or settings.get("pipeline_write")
-        zero |= {"offload_optimizer": ({"buffer_count": PIPELINED_BUFFERS} if pipelined else {}) | settings}
-    return configuration | {"zero_optimization": zero}
+        zero |= {"offload_optimizer": {"buffer_count": PIPELINED_BUFFERS if pipelined else BUFFERS} | settings}
+    for settings in wanted.values():
+        shutil.rmtree(settings["nvme_path"], ignore_errors=True)
+        Path(settings["nvme_path"]).mkdir()
+    found = configuration | {"zero_optimization": zero}
+    _refuse_full_disk(wanted, model, world_size)
+    _refuse_locked_memory(offloads(found), zero, model, world_size)
+    _align_gradients()
+    return found
 
 
 def _refuse_full_disk(wanted: dict[str, dict[str, Any]], model: "torch.nn.Module", world_size: int) -> None:
+    """DeepSpeed does not notice what could not be written."""
     parameters = list(model.parameters())
     share = sum(parameter.numel() for parameter in parameters) / world_size * int(os.environ["LOCAL_SIZE"])
     bytes_each = {"offload_optimizer": OPTIMIZER_BYTES, "offload_param": parameters[0].element_size()}
+    needed: Counter[int] = Counter()  # by disk
     for key, settings in wanted.items():
-        own, needed = Path(settings["nvme_path"]), share * bytes_each[key]
-        ours = own.parent.glob(f"{own.name.rpartition('_')[0]}_*/**/*.swp")  # of all processes, who may be ahead
-        free = shutil.disk_usage(own).free + sum(path.stat().st_size for path in ours)
-        if free < needed:
+        own = Path(settings["nvme_path"])
+        disk, free = own.stat().st_dev, shutil.disk_usage(own).free
+        needed[disk] += round(share * bytes_each[key])
+        if free < needed[disk]:
             raise ValueError(
                 f"zero_optimization.{key}.nvme_path {own.parent} has {free / 1e9:,.1f} GB free, this machine's "
-                f"processes need {needed / 1e9:,.1f}; name a larger disk, or use more machines"
+                f"processes need {needed[disk] / 1e9:,.1f}; name a larger disk, or use more machines"
             )
+
+
+def _refuse_locked_memory(
+    wanted: dict[str, dict[str, Any]], zero: dict[str, Any], model: "torch.nn.Module", world_size: int
+) -> None:
+    """DeepSpeed aborts where its buffers cannot be locked in memory; root may always."""
+    share = sum(parameter.numel() for parameter in model.parameters()) / world_size
+    part = 4 * min(share, zero.get("sub_group_size", PART_ELEMENTS))
+    needed = part * wanted["offload_optimizer"]["buffer_count"] if "offload_optimizer" in wanted else 0.0
+    if settings := wanted.get("offload_param"):
+        needed += 4 * settings.get("buffer_count", WEIGHT_BUFFERS) * settings["buffer_size"] + part
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if os.geteuid() and limit != resource.RLIM_INFINITY and limit < needed:
+        raise ValueError(
+            f"offload to nvme locks {needed / 1e9:,.2f} GB of memory a process, and {limit / 1e9:,.2f} may be locked "
+            "(ulimit -l); raise that limit, or give a smaller zero_optimization.sub_group_size"
+        )
+
+
+def _align_gradients() -> None:
+    """Have DeepSpeed write and read gradients at addresses that a disk can reach, once a process.
+
+    It aligns the length of a piece and not its place in the buffer, does not look at what came of a read, and goes on
+    with what the buffer held before. The first elements, up to an address that will do, become a piece that stays in
+    memory, as its last ones are.
+    """
+    from deepspeed.runtime.swap_tensor.optimizer_utils import OptimizerSwapper
+
+    usual = OptimizerSwapper._adjust_for_misaligned_lengths
+    if getattr(usual, "aligns_places", False):
+        return
+
+    def adjusted(self: Any, tensors: Any, offsets: Any) -> Any:
+        pieces, places = [], []
+        for tensor, offset in zip(tensors, offsets, strict=True):
+            first = min(-offset % self.numel_alignment, tensor.numel())
+            for begin, count in ((0, first), (first, tensor.numel() - first)):
+                if count:
+                    pieces.append(tensor.narrow(0, begin, count))
+                    places.append(offset + begin)
+        return usual(self, pieces, places)
+
+    adjusted.aligns_places = True  # type: ignore[attr-defined]
+    OptimizerSwapper._adjust_for_misaligned_lengths = adjusted
 
 
 def partition(configuration: dict[str, Any], model: "torch.nn.Module") -> None:

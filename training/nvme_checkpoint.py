@@ -91,24 +91,31 @@ class _Mapping:
 
 def _load(optimizer: Any, state_dict_list: list[Any], checkpoint_folder: str | None = None, **_: Any) -> None:
     """What DeepSpeed calls with a checkpoint's files, or with a universal folder, once its weights are partitioned."""
+    import torch
     from deepspeed import comm
 
     if checkpoint_folder:
         parts = _of_universal(optimizer, Path(checkpoint_folder) / "zero")
     else:
         parts = _of_files(optimizer, state_dict_list[comm.get_rank(group=optimizer.dp_process_group)])
+    swapper: Any = getattr(optimizer, "optimizer_swapper", None)
+    if swapper is not None:
+        swapper.purge_state()
     for number, (weights, moments) in enumerate(parts):
         waits = optimizer._swappable_optimizer_subgroup(number)
         if waits:
             optimizer._optimizer_states_and_gradient_swap_in(number)
         master = optimizer.fp32_partitioned_groups_flat[number]
         master.data.copy_(weights)
+        # Copies, steps too: they would keep the whole file mapped.
         optimizer.optimizer.state[master] = {
-            name: value if name == "step" else value.to(master.device, copy=True) for name, value in moments.items()
+            name: value.to(master.device, copy=True) if torch.is_tensor(value) else value
+            for name, value in moments.items()
         }
         optimizer._reassign_or_swap_out_partitioned_parameters(number)
         if waits:
             optimizer._optimizer_states_and_gradient_swap_out(number)
+            swapper.swap_params_info[master.ds_id].release_memory()
 
 
 def _of_files(optimizer: Any, state: dict[str, Any]) -> "Iterator[Part]":

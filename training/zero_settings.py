@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import Recipe
+from training.nvme import BUFFERS, PIPELINED_BUFFERS
 
 OFF_BY_REMOVAL = "remove it"
 REMOVED = {
@@ -219,8 +220,24 @@ def _refuse_offload(zero: dict[str, Any]) -> None:
         needed = 3 if device == "nvme" else least
         if device != "none" and stage < needed:
             raise ValueError(f"zero_optimization.{key} to {device} needs stage {needed}, the file has {stage}")
-        if device == "nvme" and not zero[key].get("nvme_path"):
-            raise ValueError(f"zero_optimization.{key} to nvme needs nvme_path, a folder on a fast local disk")
+        if device == "nvme":
+            _refuse_nvme(key, zero[key])
+        if (zero.get(key) or {}).get("ratio", 1) != 1:
+            raise ValueError(f"zero_optimization.{key}.ratio needs DeepSpeed's own optimizer on CPUs; remove it")
+
+
+def _refuse_nvme(key: str, settings: dict[str, Any]) -> None:
+    """Settings with which DeepSpeed stops at an assertion, or reads what is not there."""
+    if not settings.get("nvme_path"):
+        raise ValueError(f"zero_optimization.{key} to nvme needs nvme_path, a folder on a fast local disk")
+    if settings.get("max_in_cpu", 0):
+        raise ValueError(f"zero_optimization.{key}.max_in_cpu must be 0: weights are on the disk, or offloaded to cpu")
+    if settings.get("fast_init"):
+        raise ValueError(f"zero_optimization.{key}.fast_init asks for larger buffers than there are; remove it")
+    pipelined = settings.get("pipeline_read") or settings.get("pipeline_write")
+    least = PIPELINED_BUFFERS if pipelined else BUFFERS
+    if key == "offload_optimizer" and settings.get("buffer_count", least) < least:
+        raise ValueError(f"zero_optimization.{key}.buffer_count {settings['buffer_count']} is below {least}")
 
 
 def _refuse_other(key: str, given: Any, ours: Any, option: str) -> None:
