@@ -1,17 +1,20 @@
 """The card of an exported model: every folder of shards is in it, and its example runs, whatever the objective."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from small_runs import ROOT, SHORT, train
 from small_shards import make_shards
 
 from tokenizer.encode import MASK, sentinel
 from tokenizer.shard_index import ShardIndex
-from training import data_card
+from training import data_card, model_card
 
 MORE = (MASK, *(sentinel(number) for number in range(8)))
 
@@ -28,6 +31,83 @@ def test_every_folder_is_told_with_its_share(tmp_path):
     ]
     assert sum(line.startswith("* train: 20 documents") for line in told) == 2
     assert not any(line.startswith("#") for line in data_card.told(records[:1]))
+
+
+def exported(name, folder, options):
+    """The card of a short run."""
+    shards = make_shards(folder / "shards", train=80, more=MORE)
+    short = SHORT | {"max_steps": 2, "evaluation_tokens": 0}
+    train(shards, folder / name, short | options, world_size=1)
+    return (folder / name / "export" / "README.md").read_text()
+
+
+def test_card_tells_what_was_trained_and_nothing_else(tmp_path):
+    options = {"objective.kind": "masked", "objective.noise": 0.3, "data.warmup_steps": 1, "data.warmup_length": 8}
+    card = exported("run", tmp_path, options | {"compute.precision": "bf16"})
+    assert "| model.architecture | bert |" in card
+    assert "| model.feed_forward_size | 128 |" in card
+    assert "| objective.kind | masked |\n| objective.noise | 0.3 |" in card
+    assert "| attention | sequence |" in card
+    assert "| data.weights | by tokens |" in card
+    assert "| data.warmup_length | 8 |\n| data.warmup_steps | 1 |" in card
+    assert "| precision | fp32 |" in card
+    assert "| compute.precision | bf16 |" in card
+    assert "| compute.checkpoint_activations | False |" in card
+    for unused in ("llama", "rope_theta", "objective.rate", "objective.span_length", "muon", "decay_share", "config"):
+        assert unused not in card.partition("## Settings")[2]
+    assert "base_model" not in card
+
+
+def test_card_of_a_configuration_and_of_a_model_gone_on_with_tells_the_true_shape(tmp_path):
+    shape = {"model_type": "gpt_neox", "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    (tmp_path / "neox.json").write_text(json.dumps(shape | {"intermediate_size": 96, "vocab_size": 9}))
+    true = ("architecture | gpt_neox", "hidden_size | 48", "layers | 3", "heads | 4", "feed_forward_size | 96")
+    first = exported("first", tmp_path, {"model.config": tmp_path / "neox.json"})
+    base = (tmp_path / "first" / "export").rename(tmp_path / "small-neox")
+    shutil.rmtree(tmp_path / "shards")
+    second = exported("second", tmp_path, {"from_pretrained": base})
+    for card in (first, second):
+        assert all(f"| model.{told} |\n" in card for told in true)
+        assert "llama" not in card
+        assert str(tmp_path) not in card
+    assert "base_model" not in first
+    assert "from_pretrained |" not in first
+    assert yaml.safe_load(second.split("---")[1])["base_model"] == "small-neox"
+    assert "Trained with Corella, from the weights of small-neox." in second
+    assert "| from_pretrained | small-neox |" in second
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("", ""),
+        ("gpt2", "gpt2"),
+        ("owner/model", "owner/model"),
+        ("/home/someone/models/gpt2/", "gpt2"),
+        ("../gpt2", "gpt2"),
+        ("/cache/hub/models--owner--model/snapshots/0a1b", "owner/model"),
+    ],
+)
+def test_base_is_called_by_its_name_not_by_where_it_lies(place, name):
+    assert model_card.base_name(place) == name
+
+
+@pytest.mark.parametrize(
+    ("licences", "base", "told"),
+    [
+        ([{"mit": 3}, {"mit": 1}], "", "mit"),
+        ([{"mit": 3}], "gpt2", None),
+        ([{"mit": 3, "apache-2.0": 1}], "", None),
+        ([{"mit": 3, data_card.NO_LICENCE: 1}], "", None),
+        ([{"mit": 3}, None], "", None),
+        ([], "", None),
+    ],
+)
+def test_licence_is_told_where_all_data_has_it(licences, base, told):
+    records = [{"licences": one} if one else {} for one in licences]
+    front = yaml.safe_load(model_card.front_matter("text-generation", base, records))
+    assert front.get("license") == told
+    assert front.get("base_model") == (base or None)
 
 
 def run(*words, folder=None):

@@ -1,14 +1,19 @@
-"""Exported models against the training model itself: any ZeRO stage, one process and two."""
+"""Exported models against the training model itself: any ZeRO stage, one process and two; and what is refused."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from small_runs import ROOT, SHORT, free_port, train
 from small_shards import make_shards
+
+from training import export as exporting
+from training.export import WEIGHTS
+from training.run_folder import RunFolder
 
 # Loads a checkpoint into an engine of its own layout, as training does, and writes the logits of the training model.
 LOGITS = """
@@ -71,12 +76,7 @@ def test_logits_are_those_of_the_training_model(shards, tmp_path, stage, world_s
     assert [job.wait(timeout=200) for job in jobs] == [0] * world_size
     expected = torch.load(tmp_path / "logits.pt")
     shutil.rmtree(run / "export")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "training" / "export.py"), "--run", str(run), "--output", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = export(run, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
@@ -87,3 +87,138 @@ def test_logits_are_those_of_the_training_model(shards, tmp_path, stage, world_s
 
 def environment(shared, rank):
     return os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+
+
+def export(run, output, *options, limit_bytes=None, folder=None):
+    """`limit_bytes` bounds each file that is written."""
+    limit = ["prlimit", f"--fsize={limit_bytes}"] if limit_bytes else []
+    command = [sys.executable, ROOT / "training" / "export.py", "--run", run, "--output", output, *options]
+    return subprocess.run([*limit, *map(str, command)], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def refused(run, output, *options, **more):
+    """The one line that an export ends with."""
+    done = export(run, output, *options, **more)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(shards, tmp_path_factory):
+    """A run of two checkpoints, to be read and not changed."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    options = SHORT | {"max_steps": 4, "checkpoint_every": 2, "evaluation_tokens": 0}
+    train(shards, run, options, world_size=1)
+    return run
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    os.truncate(path, 1000)
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [(flip, "has another checksum"), (cut, "has 1,000 of "), (os.remove, "is missing")],
+)
+def test_damaged_checkpoint_is_named_and_a_sound_one_exported(trained, tmp_path, harm, told):
+    run = shutil.copytree(trained, tmp_path / "run")
+    harm(run / "checkpoints" / "step_00000004" / WEIGHTS)
+    line = refused(run, tmp_path / "out")
+    assert f"{run}/checkpoints/step_00000004 is damaged: {WEIGHTS} {told}" in line
+    assert line.endswith("; choose a sound --step (2), or train on\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    done = export(run, tmp_path / "out", "--step", 2)
+    assert done.returncode == 0, done.stderr
+    harm(run / "checkpoints" / "step_00000002" / WEIGHTS)
+    line = refused(run, tmp_path / "out", "--step", 2, "--overwrite")
+    assert line.endswith("; put it back, or train anew (--overwrite)\n")
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_damaged_part_of_stage_3_is_named(shards, tmp_path):
+    configuration = tmp_path / "zero.json"
+    configuration.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    options = SHORT | {"max_steps": 2, "deepspeed": configuration, "evaluation_tokens": 0}
+    train(shards, tmp_path / "run", options, world_size=1)
+    (part,) = (tmp_path / "run" / "checkpoints" / "step_00000002").glob("*optim_states.pt")
+    flip(part)
+    assert f"{part.name} has another checksum" in refused(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_written_leaves_the_model_that_was_there(trained, tmp_path):
+    output = shutil.copytree(trained / "export", tmp_path / "out")
+    (output / "mine.txt").write_text("of the one that was there")
+    before = contents(output)
+    line = refused(trained, output, "--overwrite", limit_bytes=100_000)
+    assert f"{output} cannot be written: " in line
+    assert "File too large" in line
+    assert contents(output) == before
+    assert "cannot be written" in refused(trained, tmp_path / "new", limit_bytes=100_000)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    done = export(trained, output, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert contents(output) == contents(trained / "export")
+
+
+def test_tokenizer_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    """The library of tokenizers, written in Rust, raises a plain Exception."""
+
+    def fail(*_):
+        raise Exception("No space left on device (os error 28)")
+
+    monkeypatch.setattr("training.export.checkpoint_of", lambda *_: SimpleNamespace(precision="fp32"))
+    for name in ("require_sound", "read_weights", "save_model"):
+        monkeypatch.setattr(f"training.export.{name}", lambda *_: None)
+    monkeypatch.setattr("training.export.save_tokenizer", fail)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").touch()
+    monkeypatch.setattr(RunFolder, "plan", SimpleNamespace())
+    with pytest.raises(OSError, match=r"out cannot be written: No space left on device \(os error 28\); nothing"):
+        exporting.export(RunFolder(tmp_path), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+
+
+def test_only_a_model_is_overwritten(trained, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("dear to someone")
+    (tmp_path / "file").write_text("dear to someone")
+    before = contents(tmp_path)
+    for options in ([], ["--overwrite"]):
+        assert "mine exists and is no exported model; choose another" in refused(trained, tmp_path / "mine", *options)
+        assert "file is a file; choose another --output" in refused(trained, tmp_path / "file", *options)
+        line = refused(trained, ".", *options, folder=tmp_path / "mine")
+        assert f"error: . is or holds {tmp_path}/mine, which must stay; choose another --output" in line
+        assert "is or holds" in refused(trained, trained, *options)
+    assert contents(tmp_path) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]
+    assert "choose another --output, or --overwrite" in refused(trained, trained / "export")
+
+
+def test_model_behind_a_link_is_replaced_where_it_lies(trained, tmp_path):
+    shutil.copytree(trained / "export", tmp_path / "model")
+    (tmp_path / "model" / "old.txt").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    done = export(trained, tmp_path / "link", "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "link").is_symlink()
+    assert contents(tmp_path / "model") == contents(trained / "export")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model"]
+
+
+def test_run_without_its_tokenizer_is_one_line(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "tokenizer" / "tokenizer.json").unlink()
+    assert f"no tokenizer.json in {run}/tokenizer; put back" in refused(run, tmp_path / "out")

@@ -85,6 +85,13 @@ def _licences_of_kept(ledger: "Ledger", table: Path, expected: int) -> dict[str,
     return {name: count for name, count in counts.most_common() if count}
 
 
+def only_licence(records: Sequence[Record]) -> str | None:
+    """The licence of all files of all folders; None where they have several, or one has none that is known."""
+    licences = [set(record.get("licences") or [NO_LICENCE]) for record in records]
+    found = set[str]().union(*licences) or {NO_LICENCE}
+    return found.pop() if len(found) == 1 and NO_LICENCE not in found else None
+
+
 def told(records: Sequence[Record]) -> Iterator[str]:
     """The section of a model card, line by line, folder by folder; empty where nothing is known."""
     for number, record in enumerate(records):

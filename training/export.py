@@ -1,23 +1,30 @@
 """A checkpoint of a run -> a Hugging Face folder that opens offline: weights, tokenizer, model card.
 
 Works from the files alone, at any ZeRO stage and number of processes, so a run that is still training can be
-exported beside it. Costs the memory of the weights on one machine; at stage 3 that of the optimizer state, too.
+exported beside it. The files that hold the weights are checked before they are read. Costs the memory of the weights
+on one machine; at stage 3 that of the optimizer state, too.
 """
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizer.command_line import run as run_command_line
+from tokenizer.encode import TOKENIZER_FILE
+from tokenizer.whole_folder import whole_folder
 from training import data_card, model_card
-from training.checkpoint import Checkpoint, Checkpoints
-from training.durable import PARTIAL
+from training.checkpoint import MARKER, Checkpoint, Checkpoints
+from training.durable import FileRecord, damage
 from training.meter import read_metrics
 from training.run_folder import Plan, RunFolder
 
 if TYPE_CHECKING:
     import torch
+
+WEIGHTS = "mp_rank_00_model_states.pt"  # below stage 3; there every process has a part of them
 
 
 def main(
@@ -31,30 +38,66 @@ def main(
         step: of the checkpoint; default: the last.
         workspace: folder of the tables ledger and signals (or documents) that the shards were made from: the model
             card then tells the funnel and the licences of the files kept.
-        overwrite: replace `output` if it exists.
+        overwrite: replace `output` if it holds a model.
     """
     folder, target = RunFolder(run), Path(output)
-    if target.exists() and not overwrite:
-        raise ValueError(f"{output} exists; choose another --output, or --overwrite")
+    refuse_taken(target, overwrite, [Path.cwd(), folder.path, *([Path(workspace)] if workspace else [])])
     export(folder, target, step=step, workspace=Path(workspace) if workspace else None)
     print(f"model written to {target}")
 
 
+def refuse_taken(target: Path, overwrite: bool, needed: list[Path]) -> None:
+    """ValueError unless a model may be written to `target`: nothing is there, or a model that is to be replaced.
+
+    Args:
+        needed: folders that must stay, so that `target` is none of them and holds none.
+    """
+    for place in needed:
+        if place.resolve().is_relative_to(target.resolve()):
+            raise ValueError(f"{target} is or holds {place}, which must stay; choose another --output")
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file; choose another --output")
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not (target / "config.json").is_file():
+        raise ValueError(f"{target} exists and is no exported model; choose another --output")
+    if not overwrite:
+        raise ValueError(f"{target} exists; choose another --output, or --overwrite")
+
+
 def export(folder: RunFolder, target: Path, *, step: int | None = None, workspace: Path | None = None) -> None:
-    """Write the model of a run's complete checkpoint to `target`, whole or not at all; replaces it."""
+    """Write the model of a run's complete checkpoint to `target`, whole or not at all; replaces what is there.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or the run's tokenizer is missing.
+        OSError: it cannot be written.
+    """
     plan, checkpoint = folder.plan, checkpoint_of(folder, step)
     assert plan is not None
+    require_sound(folder, checkpoint)
+    tokenizer = folder.tokenizer / TOKENIZER_FILE
+    if not tokenizer.is_file():
+        raise ValueError(f"no {TOKENIZER_FILE} in {folder.tokenizer}; put back the one that wrote the shards")
     data = json.loads(folder.data.read_text()) if folder.data.is_file() else []
     if workspace:
         data = data_card.of_workspace(data, workspace)
-    partial = target.with_name(target.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_model(plan, read_weights(folder.checkpoints, checkpoint), checkpoint.precision, partial)
-    save_tokenizer(folder.tokenizer / "tokenizer.json", plan, partial)
-    model_card.write(plan, checkpoint, read_metrics(folder.metrics), data, partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    weights, rows = read_weights(folder.checkpoints, checkpoint), read_metrics(folder.metrics)
+    with _told_in_one_line(target), whole_folder(target.resolve(), overwrite=True) as place:
+        save_model(plan, weights, checkpoint.precision, place)
+        save_tokenizer(tokenizer, plan, place)
+        model_card.write(plan, checkpoint, rows, data, place)
+
+
+@contextlib.contextmanager
+def _told_in_one_line(target: Path) -> Iterator[None]:
+    """Whatever keeps files from being written, as an OSError that names `target`."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors and tokenizers, written in Rust, have kinds of their own for what the system refuses.
+        if not isinstance(error, OSError) and "(os error " not in str(error):
+            raise
+        raise OSError(f"{target} cannot be written: {error}; nothing was changed there") from error
 
 
 def checkpoint_of(folder: RunFolder, step: int | None) -> Checkpoint:
@@ -69,19 +112,39 @@ def checkpoint_of(folder: RunFolder, step: int | None) -> Checkpoint:
     return wanted[-1]
 
 
+def require_sound(folder: RunFolder, checkpoint: Checkpoint) -> None:
+    """ValueError names a file with weights of a checkpoint that is not as it was written, and the sound steps."""
+    checkpoints = Checkpoints(folder.checkpoints)
+    fault = _fault(checkpoints.path(checkpoint), checkpoint)
+    if fault is None:
+        return
+    others = [one for one in checkpoints.complete() if one.step != checkpoint.step]
+    sound = ", ".join(str(one.step) for one in others if _fault(checkpoints.path(one), one) is None)
+    remedy = f"choose a sound --step ({sound}), or train on" if sound else "put it back, or train anew (--overwrite)"
+    raise ValueError(f"{checkpoints.path(checkpoint)} is damaged: {fault}; {remedy}")
+
+
+def _fault(path: Path, checkpoint: Checkpoint) -> str | None:
+    """The first file with weights of a checkpoint that is not as it was written, and how it differs."""
+    files: dict[str, FileRecord] = json.loads((path / MARKER).read_text()).get("files", {})
+    read = sorted(files) if checkpoint.zero_stage == 3 else [name for name in files if name == WEIGHTS]
+    faults = ((name, damage(path / name, files[name])) for name in read)
+    return next((f"{name} {fault}" for name, fault in faults if fault), None)
+
+
 def read_weights(checkpoints: Path, checkpoint: Checkpoint) -> dict[str, "torch.Tensor"]:
     """The weights of a checkpoint: below stage 3 as the module held them, else put together from all parts in fp32."""
-    import contextlib
     import io
 
     import torch
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     weights: dict[str, torch.Tensor]
     if checkpoint.zero_stage < 3:
-        path = checkpoints / checkpoint.name / "mp_rank_00_model_states.pt"
+        path = checkpoints / checkpoint.name / WEIGHTS
         weights = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["module"]
         return weights
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoints), tag=checkpoint.name)
     return weights
@@ -91,9 +154,11 @@ def save_model(plan: Plan, weights: dict[str, "torch.Tensor"], precision: str, t
     """model.safetensors, config.json and generation_config.json, in the precision that was trained."""
     import torch
     from transformers import GenerationConfig
+    from transformers.utils.logging import disable_progress_bar
 
     from training.objectives import model_class
 
+    disable_progress_bar()
     dtype, config = torch.bfloat16 if precision == "bf16" else torch.float32, plan.model_config()
     model = model_class(config).from_config(config, dtype=dtype)
     missing, unexpected = model.load_state_dict(weights, strict=False)

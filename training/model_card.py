@@ -1,5 +1,6 @@
 """README.md of an exported model: front matter for model hubs, settings, results, curve, data."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,30 @@ from training.meter import Row
 from training.run_folder import Plan
 
 CURVES = "curves.svg"
+# What the card calls a part of the model's configuration, and what architectures call it.
+_SHAPE = {
+    "architecture": ("model_type",),
+    "embedding_rows": ("vocab_size",),
+    "hidden_size": ("hidden_size",),
+    "layers": ("num_hidden_layers",),
+    "heads": ("num_attention_heads",),
+    "key_value_heads": ("num_key_value_heads",),
+    "feed_forward_size": ("intermediate_size", "n_inner", "d_ff"),
+    "context": ("max_position_embeddings",),
+    "tie_embeddings": ("tie_word_embeddings",),
+    "dropout": ("attention_dropout", "resid_pdrop", "hidden_dropout_prob", "dropout_rate"),
+}
+# Settings that only these kinds of their group heed.
+_ONLY_OF = {
+    "objective.rate": ("fill_in_the_middle",),
+    "objective.suffix_first": ("fill_in_the_middle",),
+    "objective.noise": ("masked", "spans"),
+    "objective.span_length": ("spans",),
+    "optimizer.muon_learning_rate": ("muon",),
+    "optimizer.muon_momentum": ("muon",),
+    "schedule.final_fraction": ("cosine", "wsd"),
+    "schedule.decay_share": ("wsd",),
+}
 
 
 class Example(NamedTuple):
@@ -56,18 +81,14 @@ def card(plan: Plan, checkpoint: Checkpoint, rows: list[Row], data: list[data_ca
     settings = "\n".join(f"| {name} | {value} |" for name, value in _settings(plan, checkpoint))
     results = "\n".join(f"| {name} | {value} |" for name, value in _results(rows))
     told, example = "\n".join(data_card.told(data)), _EXAMPLES.get(plan.recipe.objective.kind, _CAUSAL)
+    base = base_name(plan.recipe.from_pretrained)
     picture = f"![Training and held-out loss by step]({CURVES})\n\n" if has_curve else ""
     return f"""---
-library_name: transformers
-pipeline_tag: {example.task}
-tags:
-- code
-- corella
----
+{front_matter(example.task, base, data)}---
 
 # A language model of source code
 
-Trained with Corella.
+Trained with Corella{f", from the weights of {base}" if base else ""}.
 
 ```python
 from transformers import {example.model}, AutoTokenizer
@@ -100,17 +121,67 @@ Fingerprint `{plan.data_fingerprint}`.
 """
 
 
+def base_name(place: str) -> str:
+    """What a card calls the folder that a run began from; empty where it began from none.
+
+    That is its last name, so that no card tells the folders of a machine; the model's on its hub where the folder is a
+    hub's local copy of it, or is named as there (owner/name).
+    """
+    parts = Path(place).parts
+    copies = [part for part in parts if part.startswith("models--")]
+    if copies:
+        return copies[-1].removeprefix("models--").replace("--", "/")
+    is_named = len(parts) == 2 and not {"/", ".."} & set(parts)
+    return "/".join(parts) if is_named else Path(place).name or place
+
+
+def front_matter(task: str, base: str, data: list[data_card.Record]) -> str:
+    """What model hubs read, as lines of YAML. A licence is told where the data alone decides it."""
+    import yaml
+
+    record = {"library_name": "transformers", "pipeline_tag": task, "tags": ["code", "corella"]}
+    licence = data_card.only_licence(data)
+    if base:
+        record["base_model"] = base
+    elif licence:
+        record["license"] = licence
+    text: str = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def _settings(plan: Plan, checkpoint: Checkpoint) -> list[tuple[str, Any]]:
     recipe = plan.recipe
-    groups = {
-        "model": vars(recipe.model),
-        "batch": vars(recipe.batch),
-        "optimizer": vars(recipe.optimizer),
-        "schedule": vars(recipe.schedule),
-    }
     rows: list[tuple[str, Any]] = [("vocabulary", f"{plan.vocab_size:,}"), ("precision", checkpoint.precision)]
     rows += [("steps", f"{checkpoint.step:,} of {plan.max_steps:,}"), ("seed", recipe.seed)]
-    return rows + [(f"{group}.{name}", value) for group, values in groups.items() for name, value in values.items()]
+    if recipe.from_pretrained:
+        rows.append(("from_pretrained", base_name(recipe.from_pretrained)))
+    rows += _shape(plan.model_config())
+    rows.append(("attention", recipe.attention))
+    for group in ("objective", "data", "batch", "optimizer", "schedule", "compute"):
+        rows += _heeded(group, vars(getattr(recipe, group)))
+    return rows
+
+
+def _shape(config: Any) -> Iterator[tuple[str, Any]]:
+    """What the configuration of a model says of it, whatever it was made from."""
+    for told, names in _SHAPE.items():
+        values = (getattr(config, name, None) for name in names)
+        value = next((value for value in values if value is not None), None)
+        if value is not None:
+            yield f"model.{told}", value
+    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
+    if theta is not None:
+        yield "model.rope_theta", theta
+
+
+def _heeded(group: str, settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings of a group, without those that its others leave without effect."""
+    for name, value in settings.items():
+        told = f"{group}.{name}"
+        unused = told in _ONLY_OF and settings["kind"] not in _ONLY_OF[told]
+        if unused or (told == "data.warmup_length" and not settings["warmup_steps"]):
+            continue
+        yield told, "by tokens" if told == "data.weights" and not value else value
 
 
 def _results(rows: list[Row]) -> list[tuple[str, str]]:
