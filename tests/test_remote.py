@@ -1,6 +1,8 @@
 """Shards in remote storage, by file:// and by S3 from a server of moto: tokens, the bound of the cache, damage."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -8,10 +10,13 @@ import time
 import numpy as np
 import pytest
 from pyarrow import fs
-from small_runs import SHORT, losses, train, words
+from small_runs import SHORT, finish, losses, started, train, words
 from small_shards import make_shards
 
+from tokenizer import progress
+from training import remote
 from training.batches import read_windows
+from training.durable import damage, describe
 from training.remote import is_remote, without_keys
 from training.sources import CheckedStream, Sources, Storage
 
@@ -47,9 +52,9 @@ def upload(folder, bucket, name):
     return f"s3://corpus/{name}"
 
 
-def storage(folder, tmp_path, limit=1 << 30):
+def storage(folder, tmp_path, limit=1 << 30, verify=False):
     place = folder if isinstance(folder, str) else folder.as_uri()
-    return Storage([place], cache=tmp_path / "cache", cache_bytes=limit)
+    return Storage([place], cache=tmp_path / "cache", cache_bytes=limit, verify=verify)
 
 
 def read_all(stream, group=0):
@@ -60,6 +65,28 @@ def read_all(stream, group=0):
 
 def copies(tmp_path):
     return list((tmp_path / "cache").glob("*/*.arrow"))
+
+
+def damaged(path):
+    """A file with one bit turned in its middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The names of the copies that were hashed because they were there."""
+    names = []
+
+    def counted(path, record):
+        if path.exists():
+            names.append(path.name)
+        return damage(path, record)
+
+    monkeypatch.setattr(remote, "damage", counted)
+    return names
 
 
 def test_uris_are_remote_and_paths_are_not():
@@ -100,10 +127,7 @@ def test_expected_shards_are_copied_before_they_are_read(folder, tmp_path):
 
 
 def test_remote_damage_and_loss_are_named(folder, tmp_path):
-    path = folder / "train-3.arrow"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    path = damaged(folder / "train-3.arrow")
     (stream,) = storage(folder, tmp_path).streams("train")
     with pytest.raises(ValueError, match=r"file:.*train-3.arrow is damaged: its checksum differs"):
         read_all(stream)
@@ -111,6 +135,114 @@ def test_remote_damage_and_loss_are_named(folder, tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match=r"file:.*train-3.arrow is missing"):
         read_all(stream)
+
+
+def test_a_copy_that_was_damaged_is_fetched_anew(folder, tmp_path):
+    expected = read_all(CheckedStream(folder))
+    (stream,) = storage(folder, tmp_path).streams("train")
+    read_all(stream)
+    first, second = sorted(copies(tmp_path))[:2]
+    sizes = first.stat().st_size, second.stat().st_size
+    damaged(first)
+    second.write_bytes(second.read_bytes()[:-1])
+    (stream,) = storage(folder, tmp_path).streams("train")
+    np.testing.assert_array_equal(read_all(stream), expected)
+    assert (first.stat().st_size, second.stat().st_size) == sizes
+    assert first.read_bytes() == (folder / first.name).read_bytes()
+
+
+def test_copies_of_shards_that_were_written_again_are_fetched_anew(folder, tmp_path):
+    read_all(storage(folder, tmp_path).streams("train")[0])
+    shutil.rmtree(folder)
+    make_shards(folder, train=60, per_shard=10, validation=0, seed=5)
+    (stream,) = storage(folder, tmp_path).streams("train")
+    np.testing.assert_array_equal(read_all(stream), read_all(CheckedStream(folder)))
+
+
+def test_a_copy_of_the_same_size_but_of_another_index_is_fetched_anew(folder, tmp_path):
+    read_all(storage(folder, tmp_path).streams("train")[0])
+    record = json.loads((folder / "index.json").read_text())
+    shard = record["shards"][2]
+    shard["xxh3_128"] = describe(damaged(folder / shard["name"]))["xxh3_128"]
+    (folder / "index.json").write_text(json.dumps(record))
+    (stream,) = storage(folder, tmp_path).streams("train")
+    np.testing.assert_array_equal(read_all(stream), read_all(CheckedStream(folder)))
+
+
+def test_an_index_that_is_gone_is_not_replaced_by_its_copy(folder, tmp_path):
+    storage(folder, tmp_path).streams("train")
+    (folder / "index.json").unlink()
+    with pytest.raises(ValueError, match=r"holds no shards: index.json is missing"):
+        storage(folder, tmp_path).streams("train")
+
+
+def test_a_copy_is_hashed_once_by_all_processes_and_again_by_the_next(folder, tmp_path, hashed):
+    one, other = (storage(folder, tmp_path) for _ in range(2))
+    for near in (one, other, one):
+        read_all(near.streams("train")[0])
+    assert not hashed
+    names = [copy.name for copy in copies(tmp_path)]
+    del near, one, other
+    one, other = (storage(folder, tmp_path) for _ in range(2))
+    for near in (one, other, one):
+        read_all(near.streams("train")[0])
+    assert sorted(hashed) == sorted(names)
+
+
+def test_verify_fetches_each_shard_once_within_the_bound(folder, tmp_path, monkeypatch, capsys):
+    fetched, copy = [], remote.Cache._copy
+
+    def counted(cache, name, *checksum):
+        fetched.append(name)
+        copy(cache, name, *checksum)
+
+    monkeypatch.setattr(remote.Cache, "_copy", counted)
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
+    limit = 3 * max(path.stat().st_size for path in folder.glob("*.arrow"))
+    ones = [storage(folder, tmp_path, limit, verify=True) for _ in range(2)]
+    streams = [one.streams("train")[0] for one in ones]
+    names = [shard.name for shard in streams[0].shards]
+    assert [name for name in fetched if name.endswith(".arrow")] == names
+    assert 0 < sum(path.stat().st_size for path in copies(tmp_path)) <= limit
+    told = capsys.readouterr().err.splitlines()
+    assert told[3].startswith(f"verify: train shards of {folder.as_uri()}: 3 of {len(names)}, about ")
+    for stream in streams:
+        np.testing.assert_array_equal(read_all(stream), read_all(CheckedStream(folder)))
+
+
+def test_verify_names_a_damaged_and_a_missing_shard_when_a_split_is_opened(folder, tmp_path):
+    path = damaged(folder / "train-3.arrow")
+    storage(folder, tmp_path).streams("train")
+    with pytest.raises(ValueError, match=r"shard file:.*train-3.arrow is damaged: its checksum differs"):
+        storage(folder, tmp_path, verify=True).streams("train")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"file:.*train-3.arrow is missing; write the shards again"):
+        storage(folder, tmp_path, verify=True).streams("train")
+
+
+def test_a_run_with_verify_is_refused_before_it_has_a_folder(tmp_path):
+    near = make_shards(tmp_path / "near")
+    for name in ("train-1.arrow", "validation-0.arrow"):
+        sound = (near / name).read_bytes()
+        damaged(near / name)
+        with started(near.as_uri(), tmp_path / "run", SHORT | {"verify": "true"}, world_size=2) as jobs:
+            codes, outputs = finish(jobs)
+        assert codes == [1, 1]
+        assert outputs[0].startswith(f"error: shard {near.as_uri()}/{name} is damaged: its checksum differs")
+        assert outputs[0].count("\n") == 1
+        assert not (tmp_path / "run").exists()
+        (near / name).write_bytes(sound)
+
+
+def test_a_run_on_damaged_copies_is_that_on_the_folder(tmp_path):
+    near = make_shards(tmp_path / "near")
+    options = SHORT | {"cache": str(tmp_path / "cache")}
+    train(near.as_uri(), tmp_path / "run", options)
+    for copy in copies(tmp_path):
+        damaged(copy)
+    train(near.as_uri(), tmp_path / "other_run", options)
+    assert all(copy.read_bytes() == (near / copy.name).read_bytes() for copy in copies(tmp_path))
+    assert losses(tmp_path / "other_run") == losses(tmp_path / "run")
 
 
 def test_s3_gives_the_tokens_of_the_folder_and_the_cache_stays_bounded(folder, bucket, tmp_path):

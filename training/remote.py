@@ -1,7 +1,8 @@
 """Shards that lie in remote storage (s3://, gs://, hdfs://, file://), read through a bounded folder of local copies.
 
 A shard is copied when it is first needed, or ahead of that, hashed as it comes, and put in its place whole; the oldest
-copies make room. All processes of a machine share the folder: one copies at a time, under a lock.
+copies make room. A copy that is there from before is hashed once, and fetched anew if it is not what the index says.
+All processes of a machine share the folder: one copies or hashes at a time, under a lock.
 """
 
 import fcntl
@@ -9,8 +10,9 @@ import os
 import queue
 import re
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from tokenizer.encode import TOKENIZER_FILE
+from tokenizer.progress import told
+from tokenizer.shard_index import flush
 from tokenizer.shards import INDEX_NAME, Shard
+from training.durable import damage
 from training.sources import CheckedStream
 
 BLOCK_BYTES, ATTEMPTS = 1 << 20, 8
@@ -33,6 +38,34 @@ def is_remote(place: str) -> bool:
 def without_keys(place: str) -> str:
     """A URI as it may be told: without the user, the password and the options that it may hold."""
     return re.sub(r"(?<=://).*@", "", place).split("?")[0].rstrip("/")
+
+
+class _Notes:
+    """Lines that the processes which use a cache leave for each other; they are gone for the first that uses it again.
+
+    Every use of it holds the lock of the cache, but for looking at `known`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._read_bytes, self.known = path.open("a+"), 0, set[str]()
+        weakref.finalize(self, self._file.close)
+        with suppress(BlockingIOError):
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file.truncate(0)
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def __contains__(self, line: str) -> bool:
+        if line not in self.known:
+            self._file.seek(self._read_bytes)
+            self.known.update(self._file.read().splitlines())
+            self._read_bytes = self._file.tell()
+        return line in self.known
+
+    def add(self, line: str) -> None:
+        """Tell all processes."""
+        self.known.add(line)
+        self._file.write(f"{line}\n")
+        self._file.flush()
 
 
 class Cache:
@@ -59,24 +92,49 @@ class Cache:
         self.folder = folder / xxhash.xxh3_64_hexdigest(place.rstrip("/").encode())
         (self.folder / "tokenizer").mkdir(parents=True, exist_ok=True)
         with self._locked():
+            self._notes = _Notes(self.folder / "notes")
             for name in (INDEX_NAME, f"tokenizer/{TOKENIZER_FILE}"):
                 found = self._remote.get_file_info(f"{self._root}/{name}")
                 if found.type == fs.FileType.File:
                     self._copy(name)
+                else:
+                    (self.folder / name).unlink(missing_ok=True)
 
     def fetch(self, shard: Shard) -> None:
-        """Have a shard on the disk; ValueError names one that is missing or damaged where it comes from."""
-        path = self.folder / shard.name
+        """Have a sound copy of a shard on the disk; ValueError names one that is missing or damaged at its source.
+
+        A copy that was fetched or hashed since the first of the processes that use the cache opened it costs a stat.
+        """
+        if self._identity(shard) not in self._notes.known:
+            with self._locked():
+                self._have(shard)
+
+    def verify(self, shard: Shard) -> None:
+        """The same, unless another process of this run did it for the shard, whose copy may have made room since."""
+        done = f"{shard.name} {shard.xxh3_128} {_run_name()}"
         with self._locked():
-            if path.exists():
-                return
+            if done not in self._notes:
+                self._have(shard)
+                self._notes.add(done)
+
+    def _have(self, shard: Shard) -> None:
+        identity = self._identity(shard)
+        if identity and identity in self._notes:
+            return
+        path = self.folder / shard.name
+        if damage(path, {"bytes": shard.file_bytes, "xxh3_128": shard.xxh3_128}):
+            path.unlink(missing_ok=True)
             self._make_room(shard.file_bytes)
-            digest = self._copy(shard.name)
-            if digest != shard.xxh3_128:
-                path.unlink()
-                raise ValueError(
-                    f"shard {self.place}/{shard.name} is damaged: its checksum differs from the index; write it again"
-                )
+            self._copy(shard.name, shard.xxh3_128)
+        self._notes.add(self._identity(shard))
+
+    def _identity(self, shard: Shard) -> str:
+        """Tells a copy from any other, and from itself once it was written to; empty if there is none."""
+        try:
+            found = os.stat(f"{self.folder}/{shard.name}")
+        except FileNotFoundError:
+            return ""
+        return f"{shard.name} {shard.xxh3_128} {found.st_ino} {found.st_ctime_ns}"
 
     def _make_room(self, needed_bytes: int) -> None:
         copies = sorted((file.stat().st_mtime_ns, file.stat().st_size, file) for file in self.folder.glob("*.arrow"))
@@ -87,18 +145,25 @@ class Cache:
             file.unlink()
             total -= size
 
-    def _copy(self, name: str) -> str:
-        """Copy a file whole or not at all; returns its xxh3-128."""
+    def _copy(self, name: str, xxh3_128: str = "") -> None:
+        """Copy a file whole or not at all; ValueError if it has not the checksum that is given."""
         digest, partial = xxhash.xxh3_128(), self.folder / "copy.partial"
         try:
             with self._remote.open_input_stream(f"{self._root}/{name}") as source, partial.open("wb") as copy:
                 while block := source.read(BLOCK_BYTES):
                     digest.update(block)
                     copy.write(block)
+                copy.flush()
+                os.fsync(copy.fileno())
         except FileNotFoundError:
             raise ValueError(f"{self.place}/{name} is missing; write the shards again, or copy it there") from None
+        if xxh3_128 and digest.hexdigest() != xxh3_128:
+            partial.unlink()
+            raise ValueError(
+                f"shard {self.place}/{name} is damaged: its checksum differs from the index; write it again"
+            )
         partial.replace(self.folder / name)
-        return digest.hexdigest()
+        flush((self.folder / name).parent)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -108,14 +173,22 @@ class Cache:
 
 
 class RemoteStream(CheckedStream):
-    """A split in remote storage: shards are there when a token of them is read, and ahead of it where expected."""
+    """A split in remote storage: shards are there when a token of them is read, and ahead of it where expected.
 
-    def __init__(self, cache: Cache, split: str) -> None:
+    Args:
+        cache: of the folder.
+        split: as of TokenStream.
+        verify: fetch and hash all shards now, one by one; what the cache has no room for is fetched again later.
+    """
+
+    def __init__(self, cache: Cache, split: str, *, verify: bool = False) -> None:
         super().__init__(cache.folder, split)
         self._cache = cache
         self._expected: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._seen: dict[int, None] = {}
         self._fetcher: threading.Thread | None = None
+        if verify:
+            self._verify()
 
     def expect(self, starts: NDArray[Any]) -> None:
         """Say where windows that will be read later begin: their shards are copied in the background."""
@@ -131,8 +204,15 @@ class RemoteStream(CheckedStream):
             self._fetcher.start()
 
     def check(self, number: int) -> None:
-        """Copy a shard, hashing it, unless it is there."""
+        """Have a sound copy of a shard."""
         self._cache.fetch(self.shards[number])
+
+    def _verify(self) -> None:
+        shards: Iterable[Shard] = self.shards
+        if os.environ.get("RANK", "0") == "0":
+            shards = told(shards, f"verify: {self.split} shards of {self._cache.place}", len(self.shards))
+        for shard in shards:
+            self._cache.verify(shard)
 
     def _run(self, number: int, place: int, count: int) -> Any:
         if number in self._maps:
@@ -150,7 +230,7 @@ class RemoteStream(CheckedStream):
             self.check(number)
             try:
                 return read()
-            except ValueError:
+            except (ValueError, FileNotFoundError):
                 if os.path.exists(self._paths[number]):
                     raise
         raise ValueError(f"the cache {self._cache.folder} has no room for what is read; give more --cache_bytes")
@@ -167,3 +247,8 @@ class RemoteStream(CheckedStream):
                 self._cache.fetch(self.shards[number])
             except (ValueError, OSError):
                 continue  # the step that reads it says what is wrong
+
+
+def _run_name() -> str:
+    """What the processes of a run on a machine have in common, and runs beside each other have not."""
+    return os.environ.get("MASTER_PORT") or str(os.getpid())

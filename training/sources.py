@@ -55,8 +55,8 @@ class Storage:
 
     Args:
         places: as the user names them.
-        verify: hash all shards when they are opened; else each when it is first read. Remote ones are hashed whenever
-            they are copied.
+        verify: hash all shards of a split when it is opened, remote ones as they are fetched; else each when it is
+            first read. Remote ones are hashed whenever they are copied.
         cache: folder for copies of remote shards.
         cache_bytes: bound on the copies, of all remote folders together.
     """
@@ -83,7 +83,7 @@ class Storage:
         found: list[TokenStream] = []
         for place, folder in zip(self.places[: 1 if first else None], self.folders, strict=False):
             if place in self._caches:
-                found.append(RemoteStream(self._caches[place], split))
+                found.append(RemoteStream(self._caches[place], split, verify=self.verify))
             else:
                 found.append(CheckedStream(folder, split, verify=self.verify))
         return found
