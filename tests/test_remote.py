@@ -105,6 +105,7 @@ def test_remote_tokens_are_those_of_the_folder_and_the_cache_stays_bounded(folde
     near = storage(folder, tmp_path, limit)
     (stream,) = near.streams("train")
     sources = Sources([stream], sequence_length=LENGTH, seed=0, shuffle_tokens=16 * LENGTH)
+    assert sources.all[0].name == folder.name
     for first in range(0, sources.windows, 10):
         windows = sources(np.arange(first, min(first + 10, sources.windows), dtype=np.uint64))[1]
         expected = read_windows(CheckedStream(folder), windows, LENGTH)

@@ -19,9 +19,11 @@ NO_LICENCE = "none known"
 Record = dict[str, Any]
 
 
-def describe(index: ShardIndex, shards: Path, share: float = 1.0) -> Record:
+def describe(index: ShardIndex, shards: Path, share: float = 1.0, name: str | None = None) -> Record:
     """What is known of a folder of shards that gives a run this share of its sequences: documents, tokens and bytes of
     text a split, how they were made and, where their ledger lies beside them, its funnel: files and bytes by state.
+
+    `name` is told of a folder that is the copy of another.
     """
     splits: dict[str, dict[str, int]] = {}
     for shard in index.shards:
@@ -29,7 +31,7 @@ def describe(index: ShardIndex, shards: Path, share: float = 1.0) -> Record:
         sums["documents"] += shard.rows
         sums["tokens"] += shard.tokens
         sums["text_bytes"] += shard.text_bytes
-    record: Record = {"folder": shards.name, "share": share, "splits": splits}
+    record: Record = {"folder": name or shards.name, "share": share, "splits": splits}
     record |= {"withdrawn_files": index.withdrawn_files, "configuration": index.configuration}
     manifest = shards / ".." / "ledger" / MANIFEST_NAME
     if manifest.is_file():

@@ -183,7 +183,7 @@ class RemoteStream(CheckedStream):
 
     def __init__(self, cache: Cache, split: str, *, verify: bool = False) -> None:
         super().__init__(cache.folder, split)
-        self._cache = cache
+        self.place, self._cache = cache.place, cache
         self._expected: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._seen: dict[int, None] = {}
         self._fetcher: threading.Thread | None = None

@@ -98,8 +98,8 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The folder's."""
-        return self.stream.folder.name
+        """The folder's, or that of a remote one, of which there is a copy elsewhere."""
+        return Path(getattr(self.stream, "place", self.stream.folder)).name
 
     @property
     def windows(self) -> int:

@@ -301,8 +301,9 @@ def _meter(job: "Job", step: int) -> "Meter":
 
     sources = job.training.sources
     streams = [source.stream for source in sources.all]
-    shares = zip(streams, sources.mixture.shares, strict=True)
-    job.folder.record_data([data_card.describe(one.index, one.folder, share) for one, share in shares])
+    shares = zip(sources.all, sources.mixture.shares, strict=True)
+    described = [(one.stream.index, one.stream.folder, share, one.name) for one, share in shares]
+    job.folder.record_data([data_card.describe(*one) for one in described])
     return Meter(
         job.folder.metrics,
         job.folder.tensorboard,
