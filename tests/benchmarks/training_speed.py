@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from corpus import BENCH, HERE
+from processes import printed_figure
 from table import Line, at_least, at_most
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -30,7 +31,7 @@ ROOT = HERE.parents[1]
 WORK = BENCH / "training"
 ACCELERATE = "accelerate==1.15.0"  # which Trainer needs and the project does not
 ROUNDS, TOKENS = 3, 3_000_000
-BARE_BAR, TRAINER_BAR, BEST_BAR = 0.95, 1.0, 1.5
+BARE_BAR, TRAINER_BAR, BEST_BAR, LOADER_BAR = 0.95, 1.0, 1.5, 10.0
 MFU_BARS, WAIT_BAR, LIMIT_SECONDS = {"124M": 0.45, "1.5B": 0.50}, 0.005, 1800
 
 
@@ -92,6 +93,7 @@ def gpu_lines() -> Iterator[Line]:
         ours = _ours(setting, shards, compute=GPU_COMPUTE, deepspeed="zero1.json")
         bare = _other("bare", setting, shards, precision="bf16", compile=True)
         yield from compared_on_gpu(what, setting, ours, bare, MFU_BARS[name], peak)
+        yield _loader_beside("gpu", f"{what}, ", shards, setting.step_tokens / ours["seconds"])
 
 
 def compared_on_gpu(
@@ -134,6 +136,16 @@ def training_lines() -> Iterator[Line]:
     best = speeds["ours, best"]
     what = "times itself with bf16 products, compiled"
     yield at_least("training", what, best / ours, BEST_BAR, aside=aside.format(best))
+    yield _loader_beside("training", "", shards, best)
+
+
+def _loader_beside(part: str, what: str, shards: Path, tokens_per_second: float) -> Line:
+    """How much faster one thread fills batches than steps use them up."""
+    filled = printed_figure(str(HERE / "loader.py"), "causal_1024", shards) * 1e6
+    aside = f" (it: {filled / 1e6:,.0f} million tokens a second)"
+    return at_least(
+        part, f"{what}loader, times the tokens of steps", filled / tokens_per_second, LOADER_BAR, aside=aside
+    )
 
 
 def _flops_per_token(setting: Setting) -> float:
