@@ -65,7 +65,7 @@ deepspeed --log_level error --num_gpus "$processes" --master_port "$port" traini
   --shards "$(table shards)" --output "$(table run)" ${TRAIN_OPTIONS:-}
 stage "generate and report"
 python training/generate.py --model "$(table run)/export" --prompt "$prompt" "import os" "class Stack:" \
-  --temperature 0.6 --output "$(table run)/completions.jsonl"
+  --temperature 0.6 --output "$(table run)/completions.jsonl" --overwrite
 spark spark_jobs/report.py --workspace "$workspace" --output "$workspace/report.html" --overwrite
 
 printf '\nDone in %d min %02d s. Where to look:\n' $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60))
