@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -92,6 +93,17 @@ def metrics(run):
 
 def losses(run):
     return [row["loss"] for row in metrics(run)]
+
+
+def interrupted(run, copy, step):
+    """A copy of a run as it was when its process died between the checkpoint of `step` and the next."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "export")
+    (copy / "summary.json").unlink()
+    for path in (copy / "checkpoints").glob("step_*"):
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
+    return copy
 
 
 def wait_for_step(run, step, jobs):

@@ -3,13 +3,12 @@
 import json
 import os
 import random
-import shutil
 import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import TINY, finish, losses, metrics, started, train, wait_for_step
+from small_runs import TINY, finish, interrupted, losses, metrics, started, train, wait_for_step
 from small_shards import make_shards
 
 EXACT = TINY | {"max_steps": 16, "checkpoint_every": 6, "evaluate_every": 16, "keep_checkpoints": 3}
@@ -68,17 +67,6 @@ def test_processes_and_stages_draw_one_curve(layouts, stage, world_size):
     assert_same_curve(layouts(stage, world_size), layouts(0, 1))
 
 
-def interrupted(run, folder):
-    """A copy of a run as it was when its process died between two checkpoints."""
-    copy = shutil.copytree(run, folder / "run")
-    shutil.rmtree(copy / "export")
-    (copy / "summary.json").unlink()
-    for path in (copy / "checkpoints").glob("step_*"):
-        if int(path.name[5:]) > HALF_WAY:
-            shutil.rmtree(path)
-    return copy
-
-
 CHANGES = [((1, 2), (3, 1)), ((3, 2), (0, 1))]
 MORE_CHANGES = [
     *[((stage, 2), (stage, 1)) for stage in (0, 1, 2, 3)],
@@ -92,7 +80,7 @@ MORE_CHANGES = [
     ("saved", "resumed"), [*CHANGES, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE_CHANGES)]
 )
 def test_run_goes_on_with_other_processes_and_at_another_stage(layouts, shards, tmp_path, saved, resumed):
-    run = interrupted(layouts(*saved), tmp_path)
+    run = interrupted(layouts(*saved), tmp_path / "run", HALF_WAY)
     stage, world_size = resumed
     options = EXACT | {"deepspeed": configuration(tmp_path, stage), "batch.sequences_per_device": 1}
     printed = train(shards, run, options, world_size)
@@ -124,7 +112,10 @@ def test_killed_at_a_random_step_and_begun_again_is_bit_identical(layouts, shard
 
 def test_full_disk_and_damaged_file_cost_steps_but_not_the_run(layouts, shards, tmp_path):
     """One process cannot write its part of step 16; then the checkpoint before is cut off too."""
-    run, options = interrupted(layouts(1, 2), tmp_path), EXACT | {"deepspeed": configuration(tmp_path, 1)}
+    run, options = (
+        interrupted(layouts(1, 2), tmp_path / "run", HALF_WAY),
+        EXACT | {"deepspeed": configuration(tmp_path, 1)},
+    )
     with started(shards, run, options, 2, limits={1: 40_000}) as jobs:
         codes, printed = finish(jobs)
     assert codes == [1, 1], printed
@@ -146,7 +137,10 @@ def test_full_disk_and_damaged_file_cost_steps_but_not_the_run(layouts, shards, 
 
 @pytest.mark.slow
 def test_flipped_bit_is_found_and_other_data_is_refused(layouts, shards, tmp_path):
-    run, options = interrupted(layouts(0, 1), tmp_path), EXACT | {"deepspeed": configuration(tmp_path, 0)}
+    run, options = (
+        interrupted(layouts(0, 1), tmp_path / "run", HALF_WAY),
+        EXACT | {"deepspeed": configuration(tmp_path, 0)},
+    )
     marker = run / "checkpoints" / "step_00000012" / "complete.json"
     record = json.loads(marker.read_text())
     marker.write_text(json.dumps(record | {"chain": record["chain"] | {"digest": "00" * 16}}))

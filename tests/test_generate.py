@@ -14,8 +14,9 @@ from transformers import BertConfig, LlamaConfig, MambaConfig, T5Config, ViTConf
 from tokenizer.encode import SPECIAL_TOKENS
 from training.config import Model
 from training.decoding import Sampling, choose, generator_for
-from training.generate import Request, Writer, context_of, load, main, read_requests
+from training.generate import Writer, context_of, load, main
 from training.model import build, configuration
+from training.prompts import Request, read_requests
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ["def add(", "def join(left, other):\n    left", "", "x", "return total\n\ndef scale(right, other):"]

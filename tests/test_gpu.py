@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_runs import TINY, finish, losses, metrics, started, train, wait_for_step
+from small_runs import TINY, finish, interrupted, losses, metrics, started, train, wait_for_step
 from small_shards import make_shards
-from test_nvme import WAYS, WIDE, interrupted, needs_libaio, settings, written
+from test_nvme import HALF_WAY, WAYS, WIDE, needs_libaio, settings, written
 
 from training.attention import FUSED, use_fused
 from training.batches import tensors
@@ -125,7 +125,7 @@ def test_what_waits_on_a_disk_is_trained_as_in_memory_and_goes_on_in_the_same_bi
     options = WIDE | {"deepspeed": written(tmp_path, settings(tmp_path / "disk", **WAYS[way]))}
     train(shards, tmp_path / "run", options, 1)
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "memory"), abs=NEAR)
-    resumed = interrupted(tmp_path / "run", tmp_path / "resumed")
+    resumed = interrupted(tmp_path / "run", tmp_path / "resumed", HALF_WAY)
     train(shards, resumed, options, 1)
     assert losses(resumed) == losses(tmp_path / "run")
 

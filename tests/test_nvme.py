@@ -1,7 +1,6 @@
 """Optimizer states and weights that wait on a disk: one curve with those that do not, and checkpoints like theirs."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import TINY, finish, losses, started, train
+from small_runs import TINY, finish, interrupted, losses, started, train
 from small_shards import make_shards
 
 from training import nvme
@@ -132,17 +131,6 @@ def same_weights(run, other, tolerance=0.0):
     return all(torch.allclose(old[name], new[name], rtol=0, atol=tolerance) for name in old)
 
 
-def interrupted(run, copy, step=HALF_WAY):
-    """A copy of a run as it was when its process died between the checkpoint of `step` and the next."""
-    shutil.copytree(run, copy)
-    shutil.rmtree(copy / "export")
-    (copy / "summary.json").unlink()
-    for path in (copy / "checkpoints").glob("step_*"):
-        if int(path.name[5:]) > step:
-            shutil.rmtree(path)
-    return copy
-
-
 WAYS = {
     "optimizer": {"optimizer": True},
     "weights": {"weights": True},
@@ -164,7 +152,7 @@ def test_run_with_a_disk_is_the_run_without_and_goes_on_in_the_same_bits(
     assert same_weights(tmp_path / "run", in_memory, tolerance=1e-5)
     assert list(disk.iterdir()) == []
 
-    resumed = interrupted(tmp_path / "run", tmp_path / "resumed")
+    resumed = interrupted(tmp_path / "run", tmp_path / "resumed", HALF_WAY)
     printed = train(shards, resumed, options, 1)
     assert f"going on after step {HALF_WAY}" in printed[0]
     assert losses(resumed) == losses(tmp_path / "run")

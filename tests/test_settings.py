@@ -257,5 +257,5 @@ def test_values_at_and_beyond_their_bounds_are_refused(group, settings, line):
 
 
 def test_values_just_within_their_bounds_are_taken():
-    Optimizer(beta1=0.0, beta2=0.0, muon_momentum=0.0, epsilon=1e-30)
-    Objective(noise=1e-3)
+    assert Optimizer(beta1=0.0, beta2=0.0, muon_momentum=0.0, epsilon=1e-30).epsilon == 1e-30
+    assert Objective(noise=1e-3).noise == 1e-3
