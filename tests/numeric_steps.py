@@ -13,6 +13,7 @@ import torch
 from training import engine as engines
 from training import processes, steps
 from training.config import Batch, Compute, Model, Optimizer, Recipe, Schedule
+from training.micro_batch import MicroBatch
 from training.model import configuration
 
 LENGTH, SEQUENCES, STEPS, VOCABULARY = 16, 8, 4, 50
@@ -71,7 +72,7 @@ class Uneven:
     def share(self, consumed, size, rank, world_size):
         whole, share = global_batch(consumed // SEQUENCES), SEQUENCES // world_size
         for first in range(rank * share, (rank + 1) * share, size):
-            yield {name: values[first : first + size] for name, values in whole.items()}
+            yield MicroBatch.of({name: values[first : first + size].numpy() for name, values in whole.items()})
 
 
 def run(case, rank, world_size):

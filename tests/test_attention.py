@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional
 
 from training.attention import FUSED, use_fused
-from training.batches import tensors
 from training.config import Model, Objective
+from training.micro_batch import MicroBatch
 from training.model import build, configuration
 from training.objectives import Causal
 
@@ -56,7 +56,7 @@ def test_documents_by_their_borders_are_those_by_a_mask(shape, monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
     plain, fused, arrays = model_of(shape), model_of(shape), Causal(END)(rows_of(3), [""] * 3)
     use_fused(fused, Objective(), "document", in_16_bits=True)
-    by_mask, by_borders = tensors(dict(arrays)), tensors(dict(arrays), flatten=True)
+    by_mask, by_borders = (MicroBatch.of(arrays, flatten=flatten).on("cpu") for flatten in (False, True))
     for batch in (by_mask, by_borders):
         del batch["labels"]
     expected = plain(**by_mask).logits

@@ -6,6 +6,7 @@ from small_shards import make_shards
 
 from tokenizer.shards import TokenStream
 from training.batches import EvaluationBatches, TrainingBatches
+from training.micro_batch import MicroBatch, room_for
 from training.order import Permutation, TrainingOrder, count_windows
 
 LENGTH = 32
@@ -31,7 +32,8 @@ def training(shards, sequences=12, seed=0, length=LENGTH, **options):
 
 def rows_of(batch):
     """The rows (B, T + 1) that a causal micro-batch was made of."""
-    inputs, labels = batch["input_ids"].numpy(), batch["labels"].numpy()
+    there = batch.on("cpu")
+    inputs, labels = there["input_ids"].numpy(), there["labels"].numpy()
     np.testing.assert_array_equal(inputs[:, 1:], labels[:, :-1])
     return np.concatenate([inputs, labels[:, -1:]], axis=1)
 
@@ -86,6 +88,28 @@ def test_global_batch_is_the_same_however_it_is_cut(shards, consumed, world_size
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_rows_go_to_the_device_from_where_they_were_read_to(dtype):
+    top = np.iinfo(dtype).max
+    room = room_for(2, 5, dtype)
+    rows = room.numpy()
+    rows[:] = top - np.arange(10).reshape(2, 5)
+    batch = MicroBatch.of({"rows": rows}, room=room)
+    assert batch.tensors["rows"] is room
+    assert batch.label_count == 8
+    there = batch.on("cpu")
+    np.testing.assert_array_equal(there["input_ids"], rows[:, :-1].astype(np.int64))
+    np.testing.assert_array_equal(there["labels"], rows[:, 1:].astype(np.int64))
+
+
+def test_tokens_are_copied_once_from_the_map(shards, monkeypatch):
+    batches, rooms = training(shards), []
+    monkeypatch.setattr("training.batches.room_for", lambda *size: rooms.append(room_for(*size)) or rooms[-1])
+    (batch,) = batches.share(0, 12, 0, 1)
+    assert batch.tensors["rows"] is rooms[0]
+    assert str(batch.tensors["rows"].dtype) == "torch.uint16"
+
+
 def test_an_epoch_reads_every_window_of_the_shards_once(shards, tokens):
     windows = count_windows(len(tokens), LENGTH)
     batches = training(shards, sequences=windows)
@@ -111,7 +135,7 @@ def test_order_is_keyed_by_seed_data_and_length(shards, tmp_path):
 def test_evaluation_reads_each_window_once_and_equally_often_on_all_ranks(shards, world_size, size):
     stream = TokenStream(shards, "validation")
     batches = EvaluationBatches(stream, sequence_length=LENGTH, max_tokens=10 * LENGTH)
-    ranks = [list(batches.share(size, rank, world_size)) for rank in range(world_size)]
+    ranks = [[batch.on("cpu") for batch in batches.share(size, rank, world_size)] for rank in range(world_size)]
     assert len({len(rank) for rank in ranks}) == 1
     fills = [(batch["labels"] == -100).all(dim=1).numpy() for rank in ranks for batch in rank]
     rows = [np.concatenate([batch["input_ids"], batch["labels"][:, -1:]], 1) for rank in ranks for batch in rank]

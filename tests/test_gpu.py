@@ -18,10 +18,10 @@ from small_shards import make_shards
 from test_nvme import HALF_WAY, WAYS, WIDE, needs_libaio, settings, written
 
 from training.attention import FUSED, use_fused
-from training.batches import tensors
 from training.config import Model, Objective
 from training.losses import has_liger, in_chunks, summed_losses
 from training.memory import Layout, estimate
+from training.micro_batch import MicroBatch
 from training.model import build, configuration
 from training.objectives import Causal
 
@@ -51,7 +51,7 @@ def test_documents_in_one_row_get_the_logits_of_each_alone(shape, compiled):
     rows[:, [5, 40, 41, 100]] = END
     config = configuration(shape, vocab_size=VOCABULARY, context_tokens=128, end_of_text_id=END)
     model = build(config, seed=0).to("cuda", torch.bfloat16).eval()
-    batch = tensors(Causal(END)(rows, [""] * 3), flatten=True)
+    batch = MicroBatch.of(Causal(END)(rows, [""] * 3), flatten=True).on("cuda")
     ids = torch.from_numpy(rows[:, :-1]).cuda()
     with torch.no_grad():
         model.set_attn_implementation("sdpa")
@@ -63,7 +63,7 @@ def test_documents_in_one_row_get_the_logits_of_each_alone(shape, compiled):
         use_fused(model, Objective(), "document", in_16_bits=True)
         assert model.config._attn_implementation == FUSED
         forward = torch.compile(model, fullgraph=True) if compiled else model
-        inputs = {name: batch[name].cuda() for name in ("input_ids", "position_ids", "document_borders")}
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids", "document_borders")}
         together = forward(**inputs).logits.view_as(alone)
         across = model(input_ids=ids).logits
     assert (together - alone).norm() / alone.norm() < 0.01
@@ -99,8 +99,7 @@ def test_gradients_of_documents_are_those_of_a_mask():
         model = build(config, seed=0).to("cuda", torch.bfloat16)
         if fused:
             use_fused(model, Objective(), "document", in_16_bits=True)
-        batch = tensors(Causal(END)(rows, [""] * 2), flatten=fused)
-        batch = {name: tensor.cuda() for name, tensor in batch.items()}
+        batch = MicroBatch.of(Causal(END)(rows, [""] * 2), flatten=fused).on("cuda")
         labels = batch.pop("labels")
         logits = model(**batch).logits.float()
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()

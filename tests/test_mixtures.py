@@ -84,7 +84,8 @@ def test_a_mixture_hands_out_each_sources_sequences_once(weights, blocks, cut):
 def test_a_mixture_reads_the_windows_of_its_folders_by_weight(folders):
     mixed, contents = batches(folders, data=Data(weights=[1.0, 3.0])), [whole_of(folder) for folder in folders]
     samples = np.concatenate([mixed.samples(consumed) for consumed in range(0, 1200, 12)])
-    rows = np.concatenate([part["input_ids"] for first in range(0, 1200, 12) for part in mixed.share(first, 12, 0, 1)])
+    parts = [part.on("cpu") for first in range(0, 1200, 12) for part in mixed.share(first, 12, 0, 1)]
+    rows = np.concatenate([part["input_ids"] for part in parts])
     for row, (source, window) in zip(rows, samples.tolist(), strict=True):
         np.testing.assert_array_equal(row, contents[source][window * LENGTH : (window + 1) * LENGTH])
     assert (samples[:, 0] == 1).mean() == pytest.approx(0.75, abs=0.06)
@@ -109,8 +110,8 @@ def test_sequence_length_warmup_reads_the_same_tokens_in_shorter_rows(folders, w
     plain = batches(folders[:1])
     lengths = []
     for step in range(8):
-        shares = [part for rank in range(world_size) for part in warm.share(step * 12, 3, rank, world_size)]
-        whole = next(plain.share(step * 12, 12, 0, 1))
+        shares = [part.on("cpu") for rank in range(world_size) for part in warm.share(step * 12, 3, rank, world_size)]
+        whole = next(plain.share(step * 12, 12, 0, 1)).on("cpu")
         lengths.append(shares[0]["input_ids"].shape[1])
         for name in ("input_ids", "labels"):
             np.testing.assert_array_equal(

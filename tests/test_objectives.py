@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from small_shards import documents, make_tokenizer
 
 from tokenizer.encode import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, MASK, sentinel
-from training.batches import tensors
 from training.config import Model, Objective
 from training.fill_in_middle import FillInTheMiddle
+from training.micro_batch import MicroBatch
 from training.objectives import (
     Causal,
     Masked,
@@ -93,7 +93,7 @@ def test_documents_in_one_row_get_the_logits_of_each_alone(architecture, impleme
 
     model = model_of("causal", encoder, architecture).eval()
     model.set_attn_implementation(implementation)
-    batch = tensors(Causal(END)(rows[:3], keys(3)))
+    batch = MicroBatch.of(Causal(END)(rows[:3], keys(3))).on("cpu")
     labels = batch.pop("labels")
     assert (rows[:3, 1:-1] == END).sum() > 2
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_flattened_micro_batches_hold_the_same_tokens_and_borders(encoder, rows)
     import torch
 
     arrays = Causal(END)(rows[:4], keys(4))
-    flat, plain = tensors(dict(arrays), flatten=True), tensors(dict(arrays))
+    flat, plain = (MicroBatch.of(arrays, flatten=flatten).on("cpu") for flatten in (True, False))
     borders = flat.pop("document_borders")
     assert {name: tensor.shape for name, tensor in flat.items()} == dict.fromkeys(plain, (1, 4 * 128))
     begins = np.flatnonzero(plain["position_ids"].numpy().ravel() == 0).tolist()
@@ -234,7 +234,7 @@ def test_a_small_set_is_learnt_by_heart(kind, encoder, rows):
 
     torch.manual_seed(0)
     predict = prediction(Objective(kind), "sequence", encoder, 32)
-    batch = tensors(predict(rows[[0, 3], :33], keys(2)))
+    batch = MicroBatch.of(predict(rows[[0, 3], :33], keys(2))).on("cpu")
     model = model_of(kind, encoder, context=32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
     labels = batch.pop("labels")

@@ -38,10 +38,11 @@ def shards(tmp_path_factory):
 def loss_of(model, rows):
     """The loss as training computes it."""
     from training.losses import computes_losses
+    from training.micro_batch import MicroBatch
     from training.steps import summed_losses
 
     computes_losses(model, chunk_tokens=0, z_loss=0.0, autocast=None)
-    return summed_losses(model, {"input_ids": rows[:, :-1], "labels": rows[:, 1:]})[0]
+    return summed_losses(model, MicroBatch.of({"rows": rows.numpy()}))[0]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

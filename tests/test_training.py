@@ -88,7 +88,8 @@ def held_out_loss(model, shards, max_tokens):
 
     batches = EvaluationBatches(TokenStream(shards, "validation"), sequence_length=32, max_tokens=max_tokens)
     with torch.no_grad():
-        windows = [model(**batch, shift_labels=batch["labels"]).loss.item() for batch in batches.share(1, 0, 1)]
+        there = [batch.on("cpu") for batch in batches.share(1, 0, 1)]
+        windows = [model(**batch, shift_labels=batch["labels"]).loss.item() for batch in there]
     return sum(windows) / len(windows)
 
 

@@ -46,10 +46,11 @@ def test_loss_is_that_of_transformers_and_weights_come_from_the_seed(architectur
     import torch
 
     from training.losses import computes_losses
+    from training.micro_batch import MicroBatch
     from training.steps import summed_losses
 
     model, tokens = tiny(architecture), torch.arange(34).view(2, 17)
-    batch = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:]}
+    batch = MicroBatch.of({"rows": tokens.numpy()})
     with_losses = computes_losses(tiny(architecture), chunk_tokens=0, z_loss=0.0, autocast=None)
     nats = summed_losses(with_losses, batch)[1].item()
     assert nats / 32 == pytest.approx(model(tokens, labels=tokens).loss.item(), abs=1e-5)

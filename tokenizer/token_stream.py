@@ -68,11 +68,14 @@ class TokenStream:
             out[filled : filled + len(piece)] = piece
             filled += len(piece)
 
-    def read_rows(self, starts: Sequence[int], out: NDArray[Any]) -> None:
-        """Fill each row of `out` (n, length) with the tokens from its start on; some 1 µs a row of a mapped shard."""
+    def read_rows(self, starts: Sequence[int], out: NDArray[Any] | Sequence[TokenArray]) -> None:
+        """Fill each row of `out` (n, length) with the tokens from its start on; some 1 µs a row of a mapped shard.
+
+        Rows may lie in several places: a list of them, all of one length.
+        """
         if any(start < 0 for start in starts):
             raise IndexError(f"a row begins at token {min(starts)}, before the split")
-        ends, views, length = self._ends, self._views, out.shape[1]
+        ends, views, length = self._ends, self._views, len(out[0]) if len(out) else 0
         for start, row in zip(starts, out, strict=True):
             view = views.get(bisect.bisect_right(ends, start))
             if view is not None:

@@ -7,22 +7,17 @@ consumed, and the global batch is the same however many processes, micro-batches
 
 import threading
 from collections.abc import Iterator
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizer.shards import TokenStream
 from training.config import Data
-from training.objectives import NOTHING, Arrays, Causal, Prediction
+from training.micro_batch import IGNORED, MicroBatch, room_for
+from training.objectives import Causal, Prediction, told_apart
 from training.order import Numbers, count_windows
 from training.sources import Sources
-
-if TYPE_CHECKING:
-    import torch
-
-    MicroBatch = dict[str, torch.Tensor]
 
 # Sequences whose windows are computed at once, and how many such blocks are kept: a call costs some 100 µs.
 ORDER_BLOCK, ORDER_BLOCKS = 1024, 4
@@ -46,9 +41,8 @@ class TrainingBatches:
         sequences: G, sequences a global batch.
         seed: of the order, and of what objectives draw.
         data: weights of the streams, how far they are shuffled, and the sequence-length warm-up.
-        predict: rows -> inputs and labels; default: the next token.
-        flatten: lay sequences that have positions end to end in one row, and tell where documents begin in it: what
-            the kernels for sequences of many lengths take (attention.py).
+        predict: what an objective makes of rows; default: the next token.
+        flatten: lay sequences that have positions end to end (micro_batch.py).
     """
 
     def __init__(
@@ -109,11 +103,10 @@ class TrainingBatches:
         """Source and window (G, 2) of each sequence of the global batch that begins at `consumed`."""
         return np.stack(self._places(np.arange(consumed, consumed + self.sequences, dtype=np.uint64)), axis=1)
 
-    def share(self, consumed: int, size: int, rank: int, world_size: int) -> Iterator["MicroBatch"]:
+    def share(self, consumed: int, size: int, rank: int, world_size: int) -> Iterator[MicroBatch]:
         """A rank's part of the global batch that begins at sequence `consumed`, `size` sequences at a time.
 
-        A micro-batch holds `input_ids` and `labels` (see objectives.py), and further arguments of the model. In a
-        sequence-length warm-up each sequence is cut into several rows: the tokens of a step stay the same.
+        In a sequence-length warm-up each sequence is cut into several rows: the tokens of a step stay the same.
         """
         share = self.sequences // world_size
         assert share * world_size == self.sequences, (self.sequences, world_size)
@@ -123,26 +116,28 @@ class TrainingBatches:
             numbers = np.arange(first, first + size, dtype=np.uint64)
             yield self._micro_batch(numbers, length)
 
-    def _micro_batch(self, numbers: Numbers, length: int) -> "MicroBatch":
-        rows = self._rows(numbers)
+    def _micro_batch(self, numbers: Numbers, length: int) -> MicroBatch:
         parts = self.sequence_length // length
-        if parts > 1:  # each part shares its last token with the next, as windows do
-            places = np.arange(parts)[:, None] * length + np.arange(length + 1)
-            rows = rows[:, places].reshape(-1, length + 1)
+        sources, windows = self._places(numbers)
+        # Each part shares its last token with the next, as windows do.
+        places = np.arange(parts, dtype=np.uint64) * np.uint64(length)
+        begins = windows[:, None] * np.uint64(self.sequence_length) + places
+        room = room_for(begins.size, length + 1, self.stream.dtype)
+        rows = room.numpy()
+        self._read(np.repeat(sources, parts), begins.ravel(), rows)
         keys = []
         if not isinstance(self.predict, Causal):  # which draws nothing
             keys = [f"{self.seed}:{number}:{part}" for number in numbers.tolist() for part in range(parts)]
-        return tensors(self.predict(rows, keys), flatten=self.flatten)
+        return MicroBatch.of(self.predict(rows, keys), flatten=self.flatten, room=room)
 
-    def _rows(self, numbers: Numbers) -> NDArray[Any]:
-        sources, windows = self._places(numbers)
+    def _read(self, sources: Numbers, begins: Numbers, rows: NDArray[Any]) -> None:
+        """Fill each row from its source and token on."""
         if len(self.sources.all) == 1:
-            return read_windows(self.stream, windows, self.sequence_length)
-        rows = np.empty((len(numbers), self.sequence_length + 1), self.stream.dtype)
+            self.stream.read_rows(begins.tolist(), rows)
+            return
         for number, source in enumerate(self.sources.all):
-            here = sources == number
-            rows[here] = read_windows(source.stream, windows[here], self.sequence_length)
-        return rows
+            here = np.flatnonzero(sources == number).tolist()
+            source.stream.read_rows(begins[here].tolist(), [rows[place] for place in here])
 
     def _places(self, numbers: Numbers) -> tuple[Numbers, Numbers]:
         """Source and window of consecutive sequences, from blocks that are computed once."""
@@ -176,7 +171,7 @@ class EvaluationBatches:
         stream: the validation split; one shorter than a window is read as a single shorter one.
         sequence_length: T.
         max_tokens: bound on what one evaluation reads; at least one window is read.
-        predict: rows -> inputs and labels; default: the next token. What it draws is the same at every evaluation.
+        predict: what an objective makes of rows; default: the next token. It draws the same at every evaluation.
         flatten: as of TrainingBatches.
     """
 
@@ -199,7 +194,7 @@ class EvaluationBatches:
         windows = count_windows(len(stream), self.sequence_length)
         self.count = min(windows, max(1, max_tokens // self.sequence_length))
 
-    def share(self, size: int, rank: int, world_size: int) -> Iterator["MicroBatch"]:
+    def share(self, size: int, rank: int, world_size: int) -> Iterator[MicroBatch]:
         """A rank's micro-batches of `size` sequences, as of TrainingBatches.
 
         Every rank gets equally many, because a sharded model is gathered by all ranks at once; where the windows do
@@ -209,9 +204,9 @@ class EvaluationBatches:
             numbers = np.arange(first, first + size, dtype=np.uint64)
             windows = numbers % np.uint64(self.count)
             rows = read_windows(self.stream, windows, self.sequence_length)
-            arrays = self.predict(rows, [f"evaluation:{window}" for window in windows.tolist()])
-            arrays["labels"] = np.where((numbers < self.count)[:, None], arrays["labels"].astype(np.int64), NOTHING)
-            yield tensors(arrays, flatten=self.flatten)
+            arrays = told_apart(self.predict(rows, [f"evaluation:{window}" for window in windows.tolist()]))
+            arrays["labels"][numbers >= self.count] = IGNORED
+            yield MicroBatch.of(arrays, flatten=self.flatten)
 
     def _padded(self, together: int) -> int:
         return -(-self.count // together) * together
@@ -233,42 +228,3 @@ def warmup_lengths(data: Data, sequence_length: int) -> list[int]:
             f"times; {lengths[0]} is"
         )
     return lengths
-
-
-@cache
-def _has_gpu() -> bool:
-    """Asked once: torch looks at the machine each time."""
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def tensors(arrays: Arrays, *, flatten: bool = False) -> "MicroBatch":
-    """Contiguous tensors of int64, in page-locked memory where there is a GPU; torch reuses that when a copy is done.
-
-    Flattened, they are of one row and have `document_borders` with them, of int32.
-    """
-    import torch
-
-    flatten, pinned = flatten and "position_ids" in arrays, _has_gpu()
-    found = {}
-    for name, array in arrays.items():
-        shape = (1, array.size) if flatten else array.shape
-        found[name] = torch.empty(shape, dtype=torch.int64, pin_memory=pinned)
-        found[name].numpy().reshape(array.shape)[...] = array
-    if flatten:
-        borders = torch.from_numpy(document_borders(arrays["position_ids"]))
-        found["document_borders"] = borders.pin_memory() if pinned else borders
-    return found
-
-
-def document_borders(positions: NDArray[Any]) -> NDArray[np.int32]:
-    """Where documents begin in rows of positions laid end to end, and where the last ends.
-
-    The end is repeated, as documents of no tokens, up to a power of two: so that there are few different shapes, for
-    each of which a model is compiled.
-    """
-    begins = np.flatnonzero(positions == 0)
-    borders = np.full(max(64, 1 << len(begins).bit_length()), positions.size, np.int32)
-    borders[: len(begins)] = begins
-    return borders

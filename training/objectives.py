@@ -1,8 +1,9 @@
 """What a model learns to predict: rows of tokens -> inputs and labels, and the `transformers` model that fits.
 
 An objective is a pure function of the rows and of the keys of their random draws, one a row. It takes rows (B, T + 1)
-and returns arrays of int64: `labels` with -100 where nothing is predicted, the logits at t predicting labels[t], and
-beside them the keyword arguments of the model's forward.
+and returns `input_ids` and `labels` of int64, the labels IGNORED where nothing is predicted, the logits at t
+predicting labels[t]; or, where each token predicts the next, `rows` (B, T + 1) that hold both. Beside them are further
+keyword arguments of the model's forward pass.
 """
 
 import json
@@ -15,15 +16,14 @@ from numpy.typing import NDArray
 from tokenizer.encode import MASK, Encoder, sentinel
 from training.config import Attention, Model, Objective
 from training.fill_in_middle import FillInTheMiddle
+from training.micro_batch import IGNORED, ROWS, Arrays
 from training.order import generator
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Rows = NDArray[Any]
-Arrays = dict[str, NDArray[Any]]
 Prediction = Callable[[Rows, list[str]], Arrays]
-NOTHING = -100
 
 
 def prediction(objective: Objective, attention: Attention, encoder: Encoder, sequence_length: int) -> Prediction:
@@ -60,13 +60,21 @@ class Causal:
         self.end_of_text_id = end_of_text_id
 
     def __call__(self, rows: Rows, keys: list[str]) -> Arrays:
-        found = {"input_ids": rows[:, :-1], "labels": rows[:, 1:]}
-        if self.end_of_text_id is not None:
-            found["position_ids"] = document_positions(found["input_ids"], self.end_of_text_id)
-        return found
+        if self.end_of_text_id is None:
+            return {ROWS: rows}
+        return {ROWS: rows, "position_ids": document_positions(rows[:, :-1], self.end_of_text_id)}
 
 
-def document_positions(inputs: Rows, end_of_text_id: int) -> NDArray[np.int64]:
+def told_apart(arrays: Arrays) -> Arrays:
+    """The same with `input_ids` and `labels` in place of rows."""
+    rest = dict(arrays)
+    rows = rest.pop(ROWS, None)
+    if rows is None:
+        return rest
+    return {"input_ids": rows[:, :-1].astype(np.int64), "labels": rows[:, 1:].astype(np.int64)} | rest
+
+
+def document_positions(inputs: Rows, end_of_text_id: int) -> NDArray[np.int32]:
     """Positions (B, T) that begin anew at the end-of-text token before each document.
 
     That token is the first input of the document it precedes, as it is when text is generated from nothing, and the
@@ -74,9 +82,12 @@ def document_positions(inputs: Rows, end_of_text_id: int) -> NDArray[np.int64]:
     (create_causal_mask) takes positions that do not go up by one for borders that attention does not cross. It is a
     scan of the tokens: the text of a special token never becomes its id.
     """
-    places = np.broadcast_to(np.arange(inputs.shape[1]), inputs.shape)
-    begins = np.where(inputs == end_of_text_id, places, 0)
-    return places - np.maximum.accumulate(begins, axis=1)
+    begins_here = inputs == end_of_text_id
+    begins_here[:, 0] = True
+    begins = np.flatnonzero(begins_here).astype(np.int32)
+    positions = np.arange(inputs.size, dtype=np.int32)
+    positions -= np.repeat(begins, np.diff(begins, append=inputs.size))
+    return positions.reshape(inputs.shape)
 
 
 class Masked:
@@ -95,7 +106,7 @@ class Masked:
 
     def __call__(self, rows: Rows, keys: list[str]) -> Arrays:
         inputs = rows[:, :-1].astype(np.int64)
-        labels = np.full_like(inputs, NOTHING)
+        labels = np.full_like(inputs, IGNORED)
         count = max(1, round(self.noise * inputs.shape[1]))
         for row, label, key in zip(inputs, labels, keys, strict=True):
             draw = generator(key)

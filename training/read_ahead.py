@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from training.batches import TrainingBatches
 
 if TYPE_CHECKING:
-    from training.batches import MicroBatch
+    from training.micro_batch import MicroBatch
 
 # Micro-batches that wait for the device, at most so many and so many bytes; at least one.
 AHEAD, AHEAD_BYTES = 8, 1 << 28

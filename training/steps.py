@@ -14,12 +14,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from training.batches import EvaluationBatches
+    from training.micro_batch import MicroBatch
     from training.processes import Processes
     from training.read_ahead import ReadAhead
 
-    MicroBatch = dict[str, torch.Tensor]
-
-IGNORED = -100  # a label that is none; as in losses.py, which imports torch
 PROBE_WARMUP_STEPS, PROBE_STEPS = 2, 4
 
 
@@ -53,7 +51,7 @@ def take_step(
     share = list(batches.share(consumed, size, processes.rank, processes.world_size))
     later = (summed_losses(engine, batch) for batch in share[1:])
     first = summed_losses(engine, share[0])
-    # Labels are counted while the device is busy with the first.
+    # Processes add up their labels while the device is busy with the first.
     total, scale = torch.zeros((), device=engine.device), _scale(share, processes)
     for loss, nats in itertools.chain([first], later):
         engine.backward(loss * scale, scale_wrt_gas=False)
@@ -78,8 +76,8 @@ def _scale(share: "Sequence[MicroBatch]", processes: "Processes") -> "torch.Tens
     import torch
     from deepspeed import comm
 
-    labels = sum(int((batch["labels"] != IGNORED).sum()) for batch in share)
-    count = torch.tensor(float(labels), dtype=torch.float64).to(processes.device, non_blocking=True)
+    labels = float(sum(batch.label_count for batch in share))
+    count = torch.tensor(labels, dtype=torch.float64).to(processes.device, non_blocking=True)
     if processes.world_size > 1:
         comm.all_reduce(count)
     return (processes.world_size / count.clamp(min=1)).float()
@@ -93,7 +91,7 @@ def summed_losses(
     The model is one of `losses.computes_losses`, in an engine or not.
     """
     device: Any = model.device
-    inputs = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+    inputs = batch.on(device)
     labels = inputs.pop("labels")
     loss, nats = model(**inputs, target_ids=labels)
     return loss, nats
@@ -109,7 +107,7 @@ def evaluate(engine: "DeepSpeedEngine", batches: "EvaluationBatches", processes:
     with torch.no_grad():
         size = engine.train_micro_batch_size_per_gpu()
         for batch in batches.share(size, processes.rank, processes.world_size):
-            labels += int((batch["labels"] != IGNORED).sum())
+            labels += batch.label_count
             total += summed_losses(engine, batch)[1].double()
     engine.train()
     nats, count = processes.total([float(total), labels])

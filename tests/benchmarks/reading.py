@@ -61,7 +61,7 @@ def training_order(folder: Path) -> float:
 
     def read(first: int) -> int:
         shares = (batches.share((first + step) * SEQUENCES, SEQUENCES_AT_ONCE, 0, 1) for step in range(BATCHES))
-        return sum(batch["labels"].numel() for share in shares for batch in share)
+        return sum(batch.label_count for share in shares for batch in share)
 
     read(0)
     begin = time.perf_counter()

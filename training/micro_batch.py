@@ -1,0 +1,104 @@
+"""A micro-batch on its way to the device: in the types of the shards, in page-locked memory, and laid out there.
+
+Tokens are copied once, from the memory map to where the device fetches them, in the two bytes that they have in the
+shards (four, of a large vocabulary); to widen them, and to cut inputs and labels out of them, is the device's work.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+    Inputs = dict[str, torch.Tensor]
+
+Arrays = dict[str, NDArray[Any]]
+IGNORED = -100  # a label that is none; as in losses.py, which imports torch
+ROWS, BORDERS = "rows", "document_borders"
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Sequences that a device takes at once.
+
+    `tensors` are `rows` (B, T + 1), all of whose tokens but the last are inputs and all but the first labels, or
+    `input_ids` and `labels` of their own; beside them further arguments of the model. `label_count` of the labels are
+    not IGNORED. If `is_flat`, sequences are laid end to end in one row, and `document_borders` tell where documents
+    begin in it: what the kernels for sequences of many lengths take (attention.py).
+    """
+
+    tensors: "Inputs"
+    label_count: int
+    is_flat: bool = False
+
+    @classmethod
+    def of(cls, arrays: Arrays, *, flatten: bool = False, room: "torch.Tensor | None" = None) -> "MicroBatch":
+        """What an objective made (objectives.py), in page-locked memory where there is a GPU.
+
+        Args:
+            arrays: as an objective returns them.
+            flatten: lay sequences that have positions end to end.
+            room: page-locked memory that `rows` may lie in already; then it is not copied.
+        """
+        flatten = flatten and "position_ids" in arrays
+        found = {name: _pinned(array, room) for name, array in arrays.items()}
+        if flatten:
+            found[BORDERS] = _pinned(document_borders(arrays["position_ids"]))
+        rows = arrays.get(ROWS)
+        count = int((arrays["labels"] != IGNORED).sum()) if rows is None else len(rows) * (rows.shape[1] - 1)
+        return cls(found, count, flatten)
+
+    def on(self, device: "torch.device | str") -> "Inputs":
+        """`input_ids`, `labels` and all else on a device, of int64; what copies page-locked memory waits for nothing.
+
+        torch reuses that memory when a copy is done.
+        """
+        there = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+        borders = {name: there.pop(name) for name in (BORDERS,) if name in there}
+        there = {name: tensor.long() for name, tensor in there.items()}
+        rows = there.pop(ROWS, None)
+        if rows is not None:
+            there = {"input_ids": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()} | there
+        if self.is_flat:
+            there = {name: tensor.reshape(1, -1) for name, tensor in there.items()}
+        return there | borders
+
+
+def room_for(rows: int, tokens: int, dtype: Any) -> "torch.Tensor":
+    """Memory (rows, tokens) of a type of numpy's, page-locked where there is a GPU."""
+    import torch
+
+    return torch.empty((rows, tokens), dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=_has_gpu())
+
+
+def _pinned(array: NDArray[Any], room: "torch.Tensor | None" = None) -> "torch.Tensor":
+    if room is not None and array.ctypes.data == room.data_ptr() and array.shape == room.shape:
+        return room
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory() if _has_gpu() else tensor
+
+
+def document_borders(positions: NDArray[Any]) -> NDArray[np.int32]:
+    """Where documents begin in rows of positions laid end to end, and where the last ends.
+
+    The end is repeated, as documents of no tokens, up to a power of two: so that there are few different shapes, for
+    each of which a model is compiled.
+    """
+    begins = np.flatnonzero(positions == 0)
+    borders = np.full(max(64, 1 << len(begins).bit_length()), positions.size, np.int32)
+    borders[: len(begins)] = begins
+    return borders
+
+
+@cache
+def _has_gpu() -> bool:
+    """Asked once: torch looks at the machine each time."""
+    import torch
+
+    return torch.cuda.is_available()
