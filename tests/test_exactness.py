@@ -136,6 +136,24 @@ def test_full_disk_and_damaged_file_cost_steps_but_not_the_run(layouts, shards, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_deepspeeds_adam_draws_the_curve_of_torchs_and_goes_on_like_it(layouts, shards, tmp_path, offloaded):
+    """It counts its steps in another form, which resuming in the same layout and in others has to keep."""
+    zero = {"stage": 2} | ({"offload_optimizer": {"device": "cpu"}} if offloaded else {})
+    settings = tmp_path / "zero.json"
+    settings.write_text(json.dumps({"zero_optimization": zero}))
+    options = EXACT | {"optimizer.implementation": "deepspeed", "deepspeed": settings}
+    unbroken = tmp_path / "unbroken"
+    train(shards, unbroken, options)
+    assert_same_curve(unbroken, layouts(2, 2))
+    same, other = (interrupted(unbroken, tmp_path / name, HALF_WAY) for name in ("same", "other"))
+    train(shards, same, options)
+    assert losses(same) == losses(unbroken)
+    train(shards, other, options | {"deepspeed": configuration(tmp_path, 3)}, 1)
+    assert_same_curve(other, unbroken)
+
+
+@pytest.mark.slow
 def test_flipped_bit_is_found_and_other_data_is_refused(layouts, shards, tmp_path):
     run, options = (
         interrupted(layouts(0, 1), tmp_path / "run", HALF_WAY),

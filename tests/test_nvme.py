@@ -142,11 +142,11 @@ WAYS = {
 @needs_libaio
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "adam"), [*((way, "torch") for way in WAYS), ("both", "deepspeed")])
 def test_run_with_a_disk_is_the_run_without_and_goes_on_in_the_same_bits(
-    reader, in_memory, shards, disk, tmp_path, way
+    reader, in_memory, shards, disk, tmp_path, way, adam
 ):
-    options = WIDE | {"deepspeed": written(tmp_path, settings(disk, **WAYS[way]))}
+    options = WIDE | {"deepspeed": written(tmp_path, settings(disk, **WAYS[way])), "optimizer.implementation": adam}
     train(shards, tmp_path / "run", options, 1)
     assert losses(tmp_path / "run") == pytest.approx(losses(in_memory), abs=1e-5)
     assert same_weights(tmp_path / "run", in_memory, tolerance=1e-5)

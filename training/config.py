@@ -185,6 +185,8 @@ class Optimizer:
 
     Args:
         kind: adamw or muon.
+        implementation: of adamw: torch's, fused; or DeepSpeed's, fused on GPUs and its CPU Adam where the states are
+            offloaded or there is no GPU, which it compiles when they are first used. Equally fast (ARCHITECTURE.md).
         learning_rate: its peak, of AdamW.
         muon_learning_rate: its peak, of Muon.
         muon_momentum: of Muon, with Nesterov's look ahead.
@@ -198,6 +200,7 @@ class Optimizer:
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
+    implementation: Literal["torch", "deepspeed"] = "torch"
     learning_rate: float = 5e-4
     muon_learning_rate: float = 0.02
     muon_momentum: float = 0.95
@@ -216,6 +219,8 @@ class Optimizer:
         if not 0 < self.muon_learning_rate < 1:
             raise ValueError(f"optimizer.muon_learning_rate {self.muon_learning_rate} is outside 0 to 1; try 0.02")
         _decay(optimizer__beta1=self.beta1, optimizer__beta2=self.beta2, optimizer__muon_momentum=self.muon_momentum)
+        if self.kind == "muon" and self.implementation != "torch":
+            raise ValueError("optimizer.implementation is of adamw; muon is DeepSpeed's anyway, leave it out")
         if not self.epsilon > 0:
             raise ValueError(f"optimizer.epsilon {self.epsilon} is not above 0; try 1e-8")
 

@@ -60,8 +60,9 @@ def build(
         z_loss=recipe.optimizer.z_loss,
         autocast=torch.bfloat16 if processes.autocast else None,
     )
-    optimizer = optimizers.build(model, recipe.optimizer)
     completed = nvme.completed(_completed(recipe, configuration, processes), model, processes.world_size)
+    offload = completed["zero_optimization"].get("offload_optimizer") or {}
+    optimizer = optimizers.build(model, recipe.optimizer, offloaded=offload.get("device", "none") != "none")
     if nvme.offloads(completed):
         processes.wait()  # before any writes, all have looked how much room there is
     if processes.device.type == "cpu":

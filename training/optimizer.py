@@ -1,6 +1,8 @@
 """AdamW and Muon over groups of parameters, and the learning rate as a pure function of the step."""
 
+import itertools
 import math
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from training.config import Optimizer, Schedule
@@ -45,8 +47,10 @@ def _embeddings_and_head(model: "torch.nn.Module") -> set[int]:
     return {id(parameter) for module in [*modules, *([head] if head else [])] for parameter in module.parameters()}
 
 
-def build(model: "torch.nn.Module", settings: Optimizer) -> "torch.optim.Optimizer":
-    """torch's own AdamW: DeepSpeed's needs a compiler at run time and has other defaults. Fused, on CPUs too.
+def build(model: "torch.nn.Module", settings: Optimizer, *, offloaded: bool = False) -> "torch.optim.Optimizer":
+    """AdamW, by default torch's own, fused on CPUs too: DeepSpeed's need a compiler at run time.
+
+    `offloaded` says that the states wait on the CPUs, or on a disk, and are updated there.
 
     Muon is DeepSpeed's, which orthogonalises whole matrices before ZeRO cuts them; torch's would be given flat parts.
     DeepSpeed tags parameters by their names when it makes its optimizer (GPT-2's `wte` would be a matrix to it); here
@@ -59,7 +63,10 @@ def build(model: "torch.nn.Module", settings: Optimizer) -> "torch.optim.Optimiz
     if settings.kind == "adamw":
         for group in groups:
             del group["use_muon"]
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True, **adam)
+        if settings.implementation == "torch":
+            return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True, **adam)
+        on_cpus = offloaded or not torch.cuda.is_available()
+        return _by_deepspeed(groups, on_cpus, adam | {"lr": settings.learning_rate})
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     if not torch.cuda.is_available():
@@ -69,6 +76,34 @@ def build(model: "torch.nn.Module", settings: Optimizer) -> "torch.optim.Optimiz
             parameter.use_muon = group["use_muon"]
         group |= {"momentum": settings.muon_momentum} if group["use_muon"] else adam
     return MuonWithAuxAdam(groups)  # type: ignore[no-any-return]
+
+
+def _by_deepspeed(groups: list[dict[str, Any]], on_cpus: bool, settings: dict[str, Any]) -> "torch.optim.Optimizer":
+    """DeepSpeed's AdamW for states on CPUs or on GPUs; ValueError where it cannot be compiled."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+    if not (shutil.which("c++") or shutil.which("g++")) or not shutil.which("ninja"):
+        line = "optimizer.implementation deepspeed needs a C++ compiler and ninja; install them, or use torch"
+        raise ValueError(line)
+    if not on_cpus:
+        return FusedAdam(groups, **settings)  # type: ignore[no-any-return]
+    optimizer = DeepSpeedCPUAdam(groups, **settings)
+    optimizer.register_step_pre_hook(_forget_powers)
+    return optimizer  # type: ignore[no-any-return]
+
+
+def _forget_powers(optimizer: Any, *_: Any) -> None:
+    """Have the powers of the betas computed from the step, and not from those of the step before.
+
+    Those are kept outside of the state, so that a resumed run would differ in the last bits. An update of nothing, of
+    a step that does not come next, makes DeepSpeed compute them.
+    """
+    import torch
+
+    steps = [state["step"] for state in itertools.islice(optimizer.state.values(), 1)]
+    group, nothing = optimizer.param_groups[0], [torch.empty(0) for _ in range(4)]
+    constants = (group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["bias_correction"])
+    optimizer.ds_opt_adam.adam_update(optimizer.opt_id, sum(steps) + 2, *constants, *nothing)
 
 
 def _muon_without_compiler() -> None:

@@ -223,7 +223,7 @@ def _refuse_offload(zero: dict[str, Any]) -> None:
         if device == "nvme":
             _refuse_nvme(key, zero[key])
         if (zero.get(key) or {}).get("ratio", 1) != 1:
-            raise ValueError(f"zero_optimization.{key}.ratio needs DeepSpeed's own optimizer on CPUs; remove it")
+            raise ValueError(f"zero_optimization.{key}.ratio: states are offloaded all or none here; remove it")
 
 
 def _refuse_nvme(key: str, settings: dict[str, Any]) -> None:
