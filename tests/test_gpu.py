@@ -185,8 +185,8 @@ def test_export_generates_and_gauges_add_up(unbroken):
     )
     assert "def add(" in done.stdout
     for row in metrics(unbroken)[2:]:
-        parts = ("data_wait_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds")
-        assert 0 < sum(row[part] for part in parts) <= row["seconds"] * 1.05
+        parts = ("data_wait", "forward", "backward", "optimizer", "communication")
+        assert 0 < sum(row[f"{part}_seconds"] for part in parts) <= row["seconds"] * 1.05
         assert 0 <= row["mfu"] < 1
 
 

@@ -25,7 +25,7 @@ from training.run_page import events, page
 from training.samples import read_samples
 
 WATCHED = TINY | {"max_steps": 12, "checkpoint_every": 6, "evaluate_every": 4, "watch.sample_tokens": 8}
-COSTS = ("data_wait_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds")
+COSTS = tuple(f"{part}_seconds" for part in ("data_wait", "forward", "backward", "optimizer", "communication"))
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,11 @@
-"""What a step cost: share of the device's peak, memory, and where its time went. One set of gauges a process.
-
-Time is split into waiting for data, forward, optimizer, and the rest, which is backward with the communication that
-overlaps it. On GPUs, events in the stream of work are read after the step, so that nothing waits for them.
-"""
+"""What a step cost: share of the device's peak, memory, and where its time went. One set of gauges a process."""
 
 import logging
 import time
 from typing import TYPE_CHECKING, Any
 
 from training.arithmetic import Size, known_peak
+from training.time_split import TimeSplit
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +22,7 @@ class Gauges:
     """Reads what each step cost; every process needs its own, and all must make theirs at once.
 
     Args:
-        engine: of the run; hooks are put on its forward pass and on its optimizer.
+        engine: of the run; hooks are put on its forward pass, its optimizer and its collectives.
         batches: the training data, which count how long they were waited for.
         processes: of the run.
         sequence_length: tokens a sequence.
@@ -33,79 +30,37 @@ class Gauges:
 
     def __init__(self, engine: Any, batches: "ReadAhead", processes: "Processes", sequence_length: int) -> None:
         self._batches = batches
-        self._device = processes.device
+        self._device, self._split = processes.device, TimeSplit(processes.device)
         self._flops = size_of_module(engine.module).flops_per_token(sequence_length)
-        self._forward, self._optimizer = Span(self._device), Span(self._device)
-        # An engine of DeepSpeed hands `eval` on to its module, and is itself always in training.
-        engine.register_forward_pre_hook(lambda *_: self._forward.begin() if engine.module.training else None)
-        engine.register_forward_hook(lambda *_: self._forward.end())
-        inner = innermost_optimizer(engine)
-        if inner is not None:
-            inner.register_step_pre_hook(lambda *_: self._optimizer.begin())
-            inner.register_step_post_hook(lambda *_: self._optimizer.end())
+        self._split.watch_engine(engine, innermost_optimizer(engine))
         mine, self.peak_source = peak_of(self._device, "bf16" if processes.autocast else processes.precision)
         self.peak = processes.total([mine])[0]
         if processes.is_first:
             log.info("MFU is of %.4g TFLOP/s: %s", self.peak / 1e12, self.peak_source)
 
+    def begin(self) -> None:
+        """A step begins: what was between steps is none of it."""
+        self._split.seconds()
+        self._batches.take_wait()
+
     def read(self, tokens: int, seconds: float) -> "Row":
-        """The figures of the step that just ended, and back to zero.
+        """The figures of the step that just ended. Backward is what no other part accounts for.
 
         Args:
             tokens: that all processes trained on together.
             seconds: from the step's begin to its end.
         """
-        waited, forward, optimizer = self._batches.take_wait(), self._forward.seconds(), self._optimizer.seconds()
-        rest = max(0.0, seconds - waited - forward - optimizer)
+        waited, parts = self._batches.take_wait(), self._split.seconds()
+        rest = max(0.0, seconds - waited - sum(parts.values()))
         return {
             "mfu": round(tokens * self._flops / seconds / self.peak, 5),
             "memory_bytes": peak_memory_bytes(self._device),
             "data_wait_seconds": round(waited, 6),
-            "forward_seconds": round(forward, 5),
+            "forward_seconds": round(parts["forward"], 5),
             "backward_seconds": round(rest, 5),
-            "optimizer_seconds": round(optimizer, 5),
+            "optimizer_seconds": round(parts["optimizer"], 5),
+            "communication_seconds": round(parts["communication"], 5),
         }
-
-
-class Span:
-    """Adds up the time between `begin` and `end`: by the clock on CPUs, by events in the stream on GPUs."""
-
-    def __init__(self, device: "torch.device") -> None:
-        self._on_gpu = device.type == "cuda"
-        self._open: Any = None
-        self._spent = 0.0
-        self._events: list[tuple[Any, Any]] = []
-
-    def begin(self) -> None:
-        self._open = self._now()
-
-    def end(self) -> None:
-        """An end without a begin, as of an evaluation, does not count."""
-        if self._open is None:
-            return
-        if self._on_gpu:
-            self._events.append((self._open, self._now()))
-        else:
-            self._spent += self._now() - self._open
-        self._open = None
-
-    def seconds(self) -> float:
-        """The sum since it was last asked."""
-        if self._events:
-            self._events[-1][1].synchronize()
-            self._spent = sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
-            self._events.clear()
-        spent, self._spent = self._spent, 0.0
-        return spent
-
-    def _now(self) -> Any:
-        if not self._on_gpu:
-            return time.perf_counter()
-        import torch
-
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
 
 def size_of_module(module: Any) -> Size:

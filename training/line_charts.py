@@ -12,6 +12,7 @@ COLORS = {
     "other": "#b3541e",
     "third": "#5a63c7",
     "fourth": "#8a939e",
+    "fifth": "#c2528b",
     "ink": "#1c2128",
     "quiet": "#59636e",
     "line": "#d8dee4",

@@ -12,7 +12,7 @@ from training.run_folder import Plan, RunFolder
 from training.samples import Sample, read_samples
 
 SAMPLED_STEPS, MAX_EVENTS, MAX_CHARACTERS = 4, 200, 2000
-_DARK = {"own": "#3fb68b", "other": "#e08a55", "third": "#8b93ee", "fourth": "#7d8894"}
+_DARK = {"own": "#3fb68b", "other": "#e08a55", "third": "#8b93ee", "fourth": "#7d8894", "fifth": "#e07fb0"}
 _DARK |= {"ink": "#e4e8ec", "quiet": "#9aa5b1", "line": "#343c45"}
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --panel: #f5f7f9; LIGHT }
@@ -135,6 +135,7 @@ def _curves(rows: Sequence[Row], marks: Sequence[int]) -> str:
             ("forward", "forward_seconds", "own"),
             ("backward", "backward_seconds", "third"),
             ("optimizer", "optimizer_seconds", "other"),
+            ("communication", "communication_seconds", "fifth"),
             ("data", "data_wait_seconds", "fourth"),
         )
     ]

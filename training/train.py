@@ -241,6 +241,7 @@ def loop(
         rate = learning_rate(step, plan.planned, recipe.optimizer.learning_rate, recipe.schedule)
         steps.seed_step(recipe.seed, step, everyone.rank)
         guard.begin()
+        gauges.begin()
         mine = steps.take_step(engine, job.training, everyone, plan.consumed(step), rate)
         chain = chain.after(job.numbers(step))
         written = job.checkpoints.written

@@ -107,7 +107,7 @@ def compared_on_gpu(
     yield at_least("gpu", f"{what}, times a bare compiled loop", mfu / theirs, 1.0, aside=f" (it: {theirs:.1%})")
     spent = {key: ours[key] / ours["seconds"] for key in ours if key.endswith("_seconds")}
     split = ", ".join(f"{key.removesuffix('_seconds').replace('_', ' ')} {share:.1%}" for key, share in spent.items())
-    yield Line("gpu", f"{what}, a step's time", f"{split}, communication none: one process")
+    yield Line("gpu", f"{what}, a step's time", split)
     yield at_most("gpu", f"{what}, wait for data", spent["data_wait_seconds"], WAIT_BAR, "{:.2%}")
 
 
