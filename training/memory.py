@@ -20,6 +20,8 @@ LIVE_ELEMENTS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
 # Llama and GPT-2 of 7 to 30 million parameters and 512 to 2,048 tokens; at stages 1 and 2 some lie where buckets were.
 SCATTERED = (1.45, 1.3, 1.3, 1.5)
 SCATTERED_ACCUMULATING = (2.0, 2.25, 1.85, 2.15)  # where gradients of a micro-batch stay while the next is computed
+# Of a process on CPUs before it has a model: torch, transformers and DeepSpeed (0.58 to 0.63 GB, by stage).
+LIBRARIES_BYTES = 0.6e9
 # Share of a GPU's memory that is left to the CUDA context, NCCL and the allocator's gaps.
 RESERVED = 0.1
 
@@ -68,6 +70,7 @@ class Memory:
         flat_gradients: copies of them during the update.
         activations: what the backward pass needs of the layers.
         logits: and their gradients.
+        libraries: code and what it sets up, on CPUs.
         scattered: what a byte of activations takes on CPUs, where what is freed stays with the process in pieces; 0
             where it serves the next moment, as on GPUs.
     """
@@ -80,12 +83,13 @@ class Memory:
     flat_gradients: float
     activations: float
     logits: float
+    libraries: float
     scattered: float
 
     @property
     def peak(self) -> float:
         """The most at any moment; where memory is not reused, the sum of the passes."""
-        kept = self.weights + self.optimizer
+        kept = self.libraries + self.weights + self.optimizer
         forward = self.activations + self.logits
         backward = self.gradients + self.buckets
         if self.scattered:
@@ -120,6 +124,7 @@ def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Lay
         flat_gradients=flat,
         activations=activation_bytes(model, tokens, layout),
         logits=logit_bytes(model, tokens, vocab_size, layout),
+        libraries=0.0 if layout.on_gpu else LIBRARIES_BYTES,
         scattered=0.0 if layout.on_gpu else scattered[layout.stage],
     )
 
