@@ -192,7 +192,8 @@ def test_requests_are_read_from_files(tmp_path):
     assert list(read_requests(lines)) == [Request("a\nb"), Request("c", "d")]
     (tmp_path / "prompts.txt").write_text("def a(\n\nimport b\n")
     assert list(read_requests(tmp_path / "prompts.txt")) == [Request("def a("), Request("import b")]
-    for broken in ('{"prompt"', "[1]", '{"text": "a"}', ""):
+    wrong = ('{"prompt": null}', '{"prompt": 3}', '{"prompt": "a", "suffix": 1}')
+    for broken in ('{"prompt"', "[1]", '{"text": "a"}', "", *wrong):
         lines.write_text(f'{{"prompt": "a"}}\n{broken}\n')
         with pytest.raises(ValueError, match=r"prompts.jsonl, line 2: no JSON object"):
             list(read_requests(lines))
@@ -246,8 +247,12 @@ ROWS = '{"prompt": "a"}\n' * 12
 @pytest.mark.parametrize(
     ("name", "written", "line"),
     [
-        ("prompts.jsonl", b"broken\n", "prompts.jsonl, line 1: no JSON object with a `prompt`"),
-        ("prompts.jsonl", f"{ROWS}broken\n".encode(), "prompts.jsonl, line 13: no JSON object with a `prompt`"),
+        ("prompts.jsonl", b"broken\n", "prompts.jsonl, line 1: no JSON object with a text as `prompt`"),
+        (
+            "prompts.jsonl",
+            f"{ROWS}broken\n".encode(),
+            "prompts.jsonl, line 13: no JSON object with a text as `prompt`",
+        ),
         ("prompts.jsonl", f'{ROWS}{{"prompt": "a", "suffix": "b"}}\n'.encode(), "no tokens to fill in the middle"),
         ("prompts.jsonl", b"", "prompts.jsonl is empty"),
         ("prompts.txt", b"\n \n", "prompts.txt is empty"),

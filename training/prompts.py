@@ -48,8 +48,13 @@ def read_requests(path: Path) -> Iterator[Request]:
 def _request(line: str, number: int, path: Path) -> Request:
     if path.suffix != ".jsonl":
         return Request(line.rstrip("\r\n"))
+    fault = f"{path}, line {number}: no JSON object with a text as `prompt`, and a text or nothing as `suffix`"
     try:
         row = json.loads(line)
-        return Request(str(row["prompt"]), None if row.get("suffix") is None else str(row["suffix"]))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path}, line {number}: no JSON object with a `prompt`") from None
+    except ValueError:
+        raise ValueError(fault) from None
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise ValueError(fault)
+    if not isinstance(row.get("suffix"), str | None):
+        raise ValueError(fault)
+    return Request(row["prompt"], row.get("suffix"))

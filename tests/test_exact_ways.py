@@ -1,0 +1,59 @@
+"""Every objective and way of computing is as exact as the plain one: however a batch is cut, and when resumed."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import TINY, interrupted, losses, metrics, train
+from small_shards import make_shards
+
+from tokenizer.encode import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, MASK, sentinel
+
+MARKERS = (FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, MASK, *(sentinel(number) for number in range(8)))
+SHORT = TINY | {"max_steps": 8, "checkpoint_every": 4, "evaluate_every": 8, "keep_checkpoints": 2}
+HALF_WAY = 4
+WAYS = {
+    "fill_in_the_middle": {"objective.kind": "fill_in_the_middle"},
+    "masked": {"objective.kind": "masked", "model.dropout": 0.1},
+    "spans": {"objective.kind": "spans"},
+    "documents": {"attention": "document"},
+    "growing": {"data.warmup_steps": 6, "data.warmup_length": 8},
+    "muon": {"optimizer.kind": "muon"},
+    "gpt2": {"model.architecture": "gpt2", "model.tie_embeddings": "false", "optimizer.z_loss": 0.001},
+    "saving": {"compute.loss_chunk_tokens": 40, "compute.checkpoint_activations": "true"},
+    "compiled": {"compute.compile": "true"},
+    "bf16": {"compute.precision": "bf16"},
+}
+# Where what is drawn, or rounded, belongs to a process and its micro-batch, another cut is another run.
+CUT_MATTERS = ("masked", "bf16")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data") / "shards", more=MARKERS)
+
+
+def weights(run):
+    return load_file(run / "export" / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_run_is_one_however_it_is_cut_and_goes_on_in_the_same_bits(way, shards, tmp_path):
+    settings = tmp_path / "zero.json"
+    settings.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    options, whole = SHORT | WAYS[way] | {"deepspeed": settings}, tmp_path / "whole"
+    train(shards, whole, options, 2)
+    if way not in CUT_MATTERS:
+        train(shards, tmp_path / "alone", options | {"batch.sequences_per_device": 8}, 1)
+        assert losses(tmp_path / "alone") == pytest.approx(losses(whole), abs=1e-5)
+
+    resumed = interrupted(whole, tmp_path / "resumed", HALF_WAY)
+    printed = train(shards, resumed, options, 2)
+    assert f"going on after step {HALF_WAY}" in printed[0]
+    assert losses(resumed) == losses(whole)
+    assert metrics(resumed)[-1]["validation_loss"] == metrics(whole)[-1]["validation_loss"]
+    assert all(
+        torch.equal(old, new) for old, new in zip(weights(whole).values(), weights(resumed).values(), strict=True)
+    )
