@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -178,6 +179,28 @@ def test_spike_is_judged_by_the_median_of_good_steps():
     guard = Guard(Tolerance(spike_factor=10), Record())
     assert judged(guard, [1.0] * 20 + [9.0, 11.0, 11.0, 1.0]) == [False] * 21 + [True, True, False]
     assert not any(judged(Guard(Tolerance(), Record()), [1.0] * 20 + [1e9]))
+
+
+def test_in_fp16_a_step_counts_unless_the_loss_scale_still_finds_its_size():
+    """An overflow halves the scale; at its least, and where the guard refused, it is a bad step."""
+    scaler = SimpleNamespace(cur_scale=4.0, min_scale=1.0, raise_error_at_min_scale=True)
+    engine, guard = Engine(), Guard(Tolerance(in_a_row=2, spike_factor=10), Record(norms=(1.0,) * 16))
+    engine.fp16_enabled = lambda: True
+    engine.optimizer.loss_scaler = scaler
+    guard.attach(engine)
+    assert not scaler.raise_error_at_min_scale
+    counted = []
+    for scale in (4.0, 2.0, 1.0):
+        scaler.cur_scale, engine.sharded._global_grad_norm = scale, math.inf
+        guard.begin()
+        guard.settle(engine, refused=True)
+        counted.append(guard.in_a_row)
+    assert counted == [0, 0, 1]
+    scaler.cur_scale, engine.sharded._global_grad_norm = 4.0, 100.0
+    guard.begin()
+    engine.sharded.optimizer.step()
+    guard.settle(engine, guard.refused(engine))
+    assert guard.gives_up
 
 
 @pytest.mark.parametrize(

@@ -53,12 +53,13 @@ def test_every_key_that_deepspeed_removed_is_named_with_what_to_do(tmp_path):
 def test_keys_of_zero_are_those_that_deepspeed_knows():
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    from training.zero_settings import ZERO
+    from training.zero_settings import NEUTRAL, ZERO
 
     fields = DeepSpeedZeroConfig.model_fields
     assert set(ZERO) <= {field.alias or name for name, field in fields.items()}
-    left = {field.alias or name for name, field in fields.items()} - set(ZERO)
-    assert {f"zero_optimization.{name}" for name in left} <= set(REMOVED) | {"zero_optimization.cpu_offload_param"}
+    left = {f"zero_optimization.{field.alias or name}" for name, field in fields.items()}
+    left -= {f"zero_optimization.{name}" for name in ZERO}
+    assert left <= {*REMOVED, *NEUTRAL, "zero_optimization.cpu_offload_param"}
 
 
 AGREEING = {
@@ -72,6 +73,8 @@ AGREEING = {
     "data_types": {"grad_accum_dtype": "fp32"},
     "zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"},
     "wall_clock_breakdown": True,
+    "gradient_allreduce_op": "mean",
+    "gradient_predivide_factor": 1.0,
 }
 
 
@@ -102,7 +105,19 @@ NVME = {"device": "nvme", "nvme_path": "/disk"}
         ({"zero_optimization": {"stage": 3, "offload_optimizer": NVME | {"fast_init": True}}}, "fast_init asks for"),
         ({"zero_optimization": {"stage": 3, "offload_optimizer": NVME | {"buffer_count": 3}}}, "3 is below 4"),
         ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, "ratio: states"),
-        ({"gradient_allreduce_op": "sum"}, "'gradient_allreduce_op' is decided by this training: .*; remove it"),
+        ({"gradient_allreduce_op": "sum"}, "'gradient_allreduce_op' 'sum' is not offered: .*; remove it"),
+        ({"prescale_gradients": True}, "'prescale_gradients' True is not offered: .*; remove it"),
+        ({"gradient_predivide_factor": 2.0}, "'gradient_predivide_factor' 2.0 is not offered"),
+        (
+            {"zero_optimization": {"compute_grad_norm": False}},
+            "'zero_optimization.compute_grad_norm' False is not off",
+        ),
+        ({"zero_optimization": {"zenflow": {}}}, "'zero_optimization.zenflow' {} is not offered"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}},
+            "offload_optimizer' is 'cpu' and must be an",
+        ),
+        ({"optimizer": {"params": 3}}, "'optimizer.params' is 3 and must be an object"),
         ({"checkpoint": {"load_universal": True}}, "'checkpoint' is decided by this training: .* --resume; remove it"),
         ({"zero_optimisation": {"stage": 3}}, "'zero_optimisation' is no key .* did you mean 'zero_optimization'"),
         ({"zero_optimization": {"stgae": 3}}, "'zero_optimization.stgae' is no key .* did you mean 'stage'"),

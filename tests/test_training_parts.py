@@ -16,7 +16,7 @@ from training.guard import Record
 from training.meter import Meter, clock, read_metrics, validation_figures
 from training.model import build, configuration, count_parameters
 from training.optimizer import learning_rate, parameter_groups, progress
-from training.run_folder import Plan, Rewind
+from training.run_folder import Plan, Rewind, RunFolder
 from training.sample_chain import RECOMPUTED_SAMPLES, Chain
 from training.saving import _copied
 
@@ -265,6 +265,14 @@ def test_retention_keeps_the_last_the_best_and_milestones(losses, last, best, ev
         assert (step in dropped) != bool(wanted)
 
 
+def test_retention_counts_only_what_a_run_can_go_back_to():
+    """Stopped twice among bad steps: 101 and 102 were saved on the way, and 100 is where it would go back to."""
+    bad = Record(skipped=1, in_a_row=1)
+    complete = [replace(CHECKPOINT, step=step, guard=bad if step > 100 else Record()) for step in (98, 100, 101, 102)]
+    assert [one.step for one in Retention(1).dropped(complete)] == [98, 101]
+    assert [one.step for one in Retention(2).dropped(complete)] == [101]
+
+
 def test_files_are_known_by_their_bytes(tmp_path):
     path = tmp_path / "part"
     path.write_bytes(b"weights" * 1000)
@@ -324,3 +332,46 @@ def test_rewinds_leave_data_out_and_are_told():
         "rewound_from": 6,
     }
     assert plan.rewinds_told(12) == {"rewinds": 3, "steps_rewound": 15, "skipped_steps_rewound": 6}
+
+
+@given(moves=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=6))
+def test_no_data_is_seen_again_after_going_back_however_far(moves):
+    """A run that takes some steps, goes back some, and so on, to any step before."""
+    plan, step, seen = PLAN, 0, []
+    for forward, back in moves:
+        seen += [plan.consumed(number) for number in range(step + 1, step + forward + 1)]
+        step += forward
+        begin = max(0, step - 1 - back)
+        plan, step = replace(plan, rewinds=(*plan.rewinds, Rewind(step, begin, 1))), begin
+    assert seen == [number * PLAN.recipe.batch.sequences for number in range(len(seen))]
+
+
+class Killed(BaseException):
+    """As if the process had ended there."""
+
+
+@pytest.mark.parametrize("holds_a_run", [False, True])
+def test_folder_that_was_being_laid_out_when_its_run_was_killed_can_be_begun(holds_a_run, tmp_path, monkeypatch):
+    """Before its plan was whole, or while what an earlier run left was being removed."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    folder, other = RunFolder(tmp_path / "run"), replace(PLAN, data_fingerprint="other")
+    if holds_a_run:
+        folder.begin(other, tmp_path / "tokenizer.json", begun=False)
+        step = folder.checkpoints / "step_00000001"
+        step.mkdir()
+        (step / "complete.json").write_text("{}")
+
+    def killed(path, *_):
+        path.with_suffix(".partial").write_text("{")
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.run_folder.write_durably", killed)
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(Killed):
+            folder.begin(PLAN, tmp_path / "tokenizer.json", begun=False)
+    assert not folder.is_begun(PLAN.recipe, PLAN.data_fingerprint, resume=True, overwrite=holds_a_run)
+    assert not list(folder.checkpoints.glob("*/complete.json"))
+    folder.begin(PLAN, tmp_path / "tokenizer.json", begun=False)
+    assert folder.is_begun(PLAN.recipe, PLAN.data_fingerprint, resume=True, overwrite=False)
+    assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "plan.json", "tokenizer"]

@@ -102,10 +102,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay when a new one is complete.
+    """Which checkpoints stay when a new one is complete: the newest, and of those to go back to as many as are asked.
+
+    A run that is stopped among bad steps saves the last of them, to go on with and not to go back to.
 
     Args:
-        last: how many of the newest.
+        last: how many of the newest that no bad step had just come before.
         best: whether the one of the lowest held-out loss stays, of those that were saved at an evaluation.
         every: those at multiples of so many steps stay for good; 0 = none.
     """
@@ -122,7 +124,8 @@ class Retention:
 
     def dropped(self, complete: list[Checkpoint]) -> list[Checkpoint]:
         """Those of `complete` (oldest first) that go."""
-        kept = {checkpoint.step for checkpoint in complete[-self.last :]}
+        sound = [checkpoint for checkpoint in complete if not checkpoint.guard.in_a_row]
+        kept = {checkpoint.step for checkpoint in (*complete[-1:], *sound[-self.last :])}
         if self.every:
             kept |= {checkpoint.step for checkpoint in complete if checkpoint.step % self.every == 0}
         evaluated = {c.step: c.validation_loss for c in complete if c.validation_loss is not None}
@@ -292,7 +295,7 @@ def _read(marker: Path) -> Checkpoint | None:
     """What a marker says; None where it cannot be read, which makes its checkpoint absent."""
     try:
         return Checkpoint.from_record(json.loads(marker.read_text()))
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s cannot be read: %s", marker, error)
         return None
 

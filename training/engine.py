@@ -60,6 +60,8 @@ def build(
         z_loss=recipe.optimizer.z_loss,
         autocast=torch.bfloat16 if processes.autocast else None,
     )
+    nvme.clear(configuration)
+    processes.wait()  # before any looks how much room there is, all have made room
     completed = nvme.completed(_completed(recipe, configuration, processes), model, processes.world_size)
     offload = completed["zero_optimization"].get("offload_optimizer") or {}
     optimizer = optimizers.build(model, recipe.optimizer, offloaded=offload.get("device", "none") != "none")
@@ -96,6 +98,8 @@ def _completed(recipe: Recipe, configuration: dict[str, Any], processes: Process
         "gradient_clipping": 0.0 if by_muon else recipe.optimizer.gradient_clipping,
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
+        # DeepSpeed's own timer waits for the device twice a micro-batch; gauges.py has one that does not.
+        "timers": configuration.get("timers", {"throughput": {"enabled": False}}),
         "steps_per_print": configuration.get("steps_per_print", 1 << 40),
     }
     if processes.precision != "fp32":

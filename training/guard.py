@@ -73,6 +73,9 @@ class Guard:
         base: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
         update = base.step
         sharded = base is not engine.optimizer
+        scaler = getattr(engine.optimizer, "loss_scaler", None)
+        if engine.fp16_enabled() and scaler is not None:
+            scaler.raise_error_at_min_scale = False  # it is judged here
         if not sharded:
             engine.clip_fp32_gradients = lambda: self._clip(engine, base)
 
@@ -102,7 +105,7 @@ class Guard:
             return {"skipped_steps": self.skipped}
         self.skipped += 1
         log.warning("a step with gradient norm %s was skipped, %d so far", engine.get_global_grad_norm(), self.skipped)
-        if not engine.fp16_enabled():  # there the loss scale adapts by steps that overflow
+        if self._refused or not _adapts(engine):
             self.in_a_row += 1
         return {"skipped_steps": self.skipped, "skipped": 1}
 
@@ -127,3 +130,9 @@ class Guard:
 
         most = engine.gradient_clipping() or math.inf
         base._global_grad_norm = float(clip_grad_norm_(parameters=engine.module.parameters(), max_norm=most))
+
+
+def _adapts(engine: "DeepSpeedEngine") -> bool:
+    """Whether steps that overflow are how the loss scale of fp16 finds its size, which has not reached its least."""
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
+    return bool(engine.fp16_enabled() and scaler is not None and scaler.cur_scale > scaler.min_scale)

@@ -150,7 +150,10 @@ class Job:
 
         Every process must call. ValueError if it went back there too often.
         """
-        while (last := processes.from_first(self.checkpoints.latest_complete())) and last.guard.in_a_row:
+        checkpoints = self.checkpoints
+        while last := processes.from_first(checkpoints.latest_complete() if processes.is_first else None):
+            if not last.guard.in_a_row:
+                break
             self.checkpoints.drop(last, processes)
         back, known = (last.step, last.guard.skipped) if last else (0, 0)
         plan = processes.from_first(self.folder.plan)

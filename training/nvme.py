@@ -91,12 +91,18 @@ def _make(folder: Path, setting: str) -> None:
         raise ValueError(f"{setting} cannot be written to directly: {error}; name a folder on a local disk") from None
 
 
+def clear(configuration: dict[str, Any]) -> None:
+    """Remove the files of an engine before: those of the next have other names."""
+    for settings in offloads(configuration).values():
+        shutil.rmtree(settings["nvme_path"], ignore_errors=True)
+        Path(settings["nvme_path"]).mkdir()
+
+
 def completed(configuration: dict[str, Any], model: "torch.nn.Module", world_size: int) -> dict[str, Any]:
     """The configuration with the buffers and distances that DeepSpeed needs, where the user chose none.
 
     Weights on the disk come in one module at a time: what DeepSpeed fetches ahead, or keeps for its next use, takes
     buffers until there are none, and a weight that is used twice in a row is fetched twice, which it does not allow.
-    The files of an engine before are removed: those of the next have other names.
 
     Raises:
         ValueError: the disk has no room, or less memory may be locked than the buffers take.
@@ -112,9 +118,6 @@ def completed(configuration: dict[str, Any], model: "torch.nn.Module", world_siz
     if settings := wanted.get("offload_optimizer"):
         pipelined = settings.get("pipeline_read") or settings.get("pipeline_write")
         zero |= {"offload_optimizer": {"buffer_count": PIPELINED_BUFFERS if pipelined else BUFFERS} | settings}
-    for settings in wanted.values():
-        shutil.rmtree(settings["nvme_path"], ignore_errors=True)
-        Path(settings["nvme_path"]).mkdir()
     found = configuration | {"zero_optimization": zero}
     _refuse_full_disk(wanted, model, world_size)
     _refuse_locked_memory(offloads(found), zero, model, world_size)

@@ -82,13 +82,16 @@ def _by_deepspeed(groups: list[dict[str, Any]], on_cpus: bool, settings: dict[st
     """DeepSpeed's AdamW for states on CPUs or on GPUs; ValueError where it cannot be compiled."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
+    line = "optimizer.implementation deepspeed is compiled when it is first used, and cannot be"
     if not (shutil.which("c++") or shutil.which("g++")) or not shutil.which("ninja"):
-        line = "optimizer.implementation deepspeed needs a C++ compiler and ninja; install them, or use torch"
-        raise ValueError(line)
-    if not on_cpus:
-        return FusedAdam(groups, **settings)  # type: ignore[no-any-return]
-    optimizer = DeepSpeedCPUAdam(groups, **settings)
-    optimizer.register_step_pre_hook(_forget_powers)
+        raise ValueError(f"{line}: a C++ compiler or ninja is missing; install them, or use torch")
+    try:
+        optimizer = (DeepSpeedCPUAdam if on_cpus else FusedAdam)(groups, **settings)
+    except (RuntimeError, OSError, ImportError) as error:
+        words = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{line}: {words[-1]}; use torch") from error
+    if on_cpus:
+        optimizer.register_step_pre_hook(_forget_powers)
     return optimizer  # type: ignore[no-any-return]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from tokenizer.encode import TOKENIZER_FILE, Encoder
 from tokenizer.shards import ShardIndex
+from training.checkpoint import MARKER
 from training.config import Recipe
-from training.durable import write_durably
+from training.durable import PARTIAL, write_durably
 from training.optimizer import Planned
 
 TOLERANCE, LEAST_SHARE = 0.02, 0.1
@@ -29,6 +30,15 @@ class Rewind:
     from_step: int
     to_step: int
     skipped: int
+
+
+def _left_out(step: int, rewinds: tuple[Rewind, ...]) -> int:
+    """Steps' worth of data that are left out before a step: what was consumed up to a rewind is never seen again."""
+    for number in reversed(range(len(rewinds))):
+        rewind = rewinds[number]
+        if rewind.to_step < step:
+            return rewind.from_step - rewind.to_step + _left_out(rewind.from_step, rewinds[:number])
+    return 0
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,7 @@ class Plan:
 
     def consumed(self, step: int) -> int:
         """The first training sequence of a step, from 1 on: all before it were seen or left out."""
-        before = [rewind.from_step - rewind.to_step for rewind in self.rewinds if rewind.to_step < step]
-        return (step - 1 + sum(before)) * self.recipe.batch.sequences
+        return (step - 1 + _left_out(step, self._rewinds_before(step))) * self.recipe.batch.sequences
 
     def seen(self, step: int) -> int:
         """Training sequences up to the end of a step, those left out included."""
@@ -68,7 +77,7 @@ class Plan:
 
     def rewinds_told(self, step: int) -> dict[str, float | int]:
         """What the metrics of a step say of rewinds: how many, steps taken and skipped before them, the last one's."""
-        before = [rewind for rewind in self.rewinds if rewind.to_step < step]
+        before = self._rewinds_before(step)
         if not before:
             return {}
         told: dict[str, float | int] = {
@@ -77,6 +86,11 @@ class Plan:
             "skipped_steps_rewound": sum(one.skipped for one in before),
         }
         return told | ({"rewound_from": before[-1].from_step} if before[-1].to_step == step - 1 else {})
+
+    def _rewinds_before(self, step: int) -> tuple[Rewind, ...]:
+        """Those that had happened when a step was taken for the last time, oldest first."""
+        count = max((number for number, one in enumerate(self.rewinds, 1) if one.to_step < step), default=0)
+        return self.rewinds[:count]
 
     def ending(self, begin: int, max_steps: int) -> "Plan":
         """The plan with another end from step `begin` on; unchanged if it has that end or was revised later."""
@@ -150,7 +164,8 @@ class RunFolder:
 
         ValueError if the folder holds something else.
         """
-        if not self.path.exists() or not any(self.path.iterdir()):
+        half_written = self._plan.with_suffix(PARTIAL)
+        if not self.path.exists() or all(entry == half_written for entry in self.path.iterdir()):
             return False
         plan = self.plan
         if plan is None:
@@ -171,10 +186,17 @@ class RunFolder:
 
     def begin(self, plan: Plan, tokenizer: Path, *, begun: bool) -> None:
         """Lay out the folder; what an earlier run left in it goes unless this one goes on with it."""
-        if not begun and self.path.exists():
-            shutil.rmtree(self.path)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not begun:  # the plan is the first to come and the last to go: whatever is here, it says that it is a run
+            for marker in self.checkpoints.glob(f"*/{MARKER}"):
+                marker.unlink()
+            for entry in self.path.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry != self._plan:
+                    entry.unlink()
         self.record(plan)
+        self.checkpoints.mkdir(exist_ok=True)
         self.tokenizer.mkdir(exist_ok=True)
         shutil.copyfile(tokenizer, self.tokenizer / tokenizer.name)
         self._summary.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ The count is what the learning rate follows. Each revision is part of the plan, 
 of plan and step.
 """
 
+import gc
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ def with_known_length(job: "Job", everyone: "Processes") -> "Job":
     job.fit(engine.module)
     seconds = steps.seconds_per_step(engine, job.training, everyone, probe_seconds)
     engine.destroy()
+    del engine
+    gc.collect()  # so that two engines need not fit
     return replace(job, plan=job.plan.ending(0, max(1, round(job.length.budget_seconds / seconds))))
 
 

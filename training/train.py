@@ -123,8 +123,8 @@ def main(
     from training.job import Intervals, Length, prepare
     from training.sources import Storage
 
-    if int(os.environ.get("RANK", "0")):
-        log.setLevel(logging.ERROR)  # the first process speaks for all
+    if not _is_first():
+        log.setLevel(logging.ERROR)
     with processes.first_speaks():
         for name, value in (("evaluation_tokens", evaluation_tokens), ("cache_bytes", cache_bytes)):
             if value < 0:
@@ -151,7 +151,8 @@ def main(
             overwrite=overwrite,
         )
         if job.is_done:
-            _say_once(f"already trained\n{results.told(job)}")
+            if _is_first():
+                print(f"already trained\n{results.told(job)}", flush=True)
             return 0
         everyone, ending = processes.join(local_rank, threads, compute.precision), processes.Ending()
         stop = StopRequest()
@@ -159,7 +160,8 @@ def main(
             job = replace(job, configuration=configuration)
             finished = _train(with_known_length(job, everyone), everyone, stop)
         processes.leave()
-    _say_once(results.told(job) if finished else f"stopped and saved; the same command goes on ({output})")
+    if _is_first():
+        print(results.told(job) if finished else f"stopped and saved; the same command goes on ({output})", flush=True)
     ending.code = 0 if finished else STOPPED
     return ending.code
 
@@ -315,9 +317,9 @@ def _meter(job: "Job", step: int) -> "Meter":
     )
 
 
-def _say_once(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(text, flush=True)
+def _is_first() -> bool:
+    """Whether this process speaks for all; known before they meet."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":

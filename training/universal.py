@@ -156,14 +156,15 @@ def _from_whole(source: Path, target: Path) -> None:
 
     path = source / "mp_rank_00_model_states.pt"
     state = torch.load(path, map_location="cpu", weights_only=False, mmap=False)
-    moments, step = state["optimizer"]["state"], None
+    moments = state["optimizer"]["state"]
+    # One for all: DeepSpeed's fused AdamW counts those of the last parameter of each group. Muon counts none.
+    step = max((values["step"] for values in moments.values() if "step" in values), default=None)
     for number, name in enumerate(state[NAMES]):
         folder = target / "zero" / name
         folder.mkdir(parents=True)
         torch.save({"param": state["module"][name].float().clone()}, folder / "fp32.pt")
         for key, value in moments[number].items():
-            torch.save(value if key == "step" else {"param": value.clone()}, folder / f"{key}.pt")
-        step = moments[number].get("step", step)  # Muon counts none
+            torch.save(step if key == "step" else {"param": value.clone()}, folder / f"{key}.pt")
     _write_settings(target, state, step)
 
 

@@ -67,7 +67,7 @@ def read_configuration(path: str, recipe: Recipe, world_size: int) -> dict[str, 
         _refuse_offload(record.get("zero_optimization", {}))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return {key: value for key, value in record.items() if key not in (*DECIDED, *INSTEAD)}
+    return {key: value for key, value in record.items() if key not in (*DECIDED, *NEUTRAL)}
 
 
 DECIDED = (
@@ -91,23 +91,32 @@ INSTEAD = {
     "checkpoint": "checkpoints are written and read by --checkpoint_every and --resume",
     "activation_checkpointing": "activations are checkpointed by --compute.checkpoint_activations",
     "compile": "the model is compiled by --compute.compile",
-    "gradient_allreduce_op": "the gradient of a global batch is its mean over labels, however it is cut",
     "managed_gradient_accumulation": "micro-batches are accumulated by --batch.sequences_per_device",
     "data_efficiency": "sequence lengths are warmed up by --data.warmup_steps",
+}
+# What has to be as DeepSpeed has it by default, and why.
+NEUTRAL: dict[str, tuple[Any, str]] = {
+    "gradient_allreduce_op": ("mean", "the gradient of a global batch is its mean over labels, however it is cut"),
+    "prescale_gradients": (False, "gradients are summed in fp32 and do not overflow"),
+    "gradient_predivide_factor": (1, "gradients are summed in fp32 and do not overflow"),
+    "zero_optimization.compute_grad_norm": (True, "steps are judged by the norm of their gradient"),
+    "zero_optimization.legacy_stage1": (False, "DeepSpeed has it no more"),
+    "zero_optimization.load_from_fp32_weights": (True, "a run would not go on in the same bits"),
+    "zero_optimization.zenflow": (None, "updates would pass by what looks for bad steps"),
 }
 # What changes no number of a run: how it communicates, and what DeepSpeed itself tells.
 LEFT_TO_THE_USER = (
     *("zero_optimization", "aio", "comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown"),
-    *("steps_per_print", "dump_state", "log_level", "disable_allgather", "disable_python_gc", "prescale_gradients"),
-    *("gradient_predivide_factor", "tensorboard", "wandb", "csv_monitor", "comet", "timers"),
+    *("steps_per_print", "dump_state", "log_level", "disable_allgather", "disable_python_gc", "tensorboard"),
+    *("wandb", "csv_monitor", "comet", "timers"),
 )
 ZERO = (
-    *("stage", "allgather_bucket_size", "allgather_partitions", "compute_grad_norm", "contiguous_gradients"),
-    *("enable_sanity_checks", "ignore_unused_parameters", "leaf_module", "legacy_stage1", "load_from_fp32_weights"),
+    *("stage", "allgather_bucket_size", "allgather_partitions", "contiguous_gradients"),
+    *("enable_sanity_checks", "ignore_unused_parameters", "leaf_module"),
     *("log_trace_cache_warnings", "memory_efficient_linear", "offload_optimizer", "offload_param", "overlap_comm"),
     *("override_module_apply", "parameter_alignment", "pipeline_loading_checkpoint", "reduce_bucket_size"),
     *("reduce_scatter", "round_robin_gradients", "save_muon_momentum_buffer_in_memory", "sub_group_size"),
-    *("use_multi_rank_bucket_allreduce", "zenflow", "zero_hpz_partition_size", "zero_quantized_gradients"),
+    *("use_multi_rank_bucket_allreduce", "zero_hpz_partition_size", "zero_quantized_gradients"),
     *("zero_quantized_nontrainable_weights", "zero_quantized_weights", "stage3_allgather_sequential"),
     *("stage3_gather_16bit_weights_on_model_save", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
     *("stage3_model_persistence_threshold", "stage3_module_granularity_threshold"),
@@ -125,6 +134,10 @@ def _refuse_forms(record: dict[str, Any]) -> None:
     for key in OBJECTS:
         if not isinstance(record.get(key, {}), dict):
             raise ValueError(f"{key!r} is {record[key]!r} and must be an object, as in infra/deepspeed/")
+    zero = "zero_optimization"
+    for section, key in ((zero, "offload_optimizer"), (zero, "offload_param"), ("optimizer", "params")):
+        if not isinstance(record.get(section, {}).get(key) or {}, dict):
+            raise ValueError(f"'{section}.{key}' is {record[section][key]!r} and must be an object, as in DeepSpeed")
     stage = record.get("zero_optimization", {}).get("stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         raise ValueError(f"zero_optimization.stage {stage!r} is none of 0, 1, 2 and 3")
@@ -133,15 +146,20 @@ def _refuse_forms(record: dict[str, Any]) -> None:
 def _refuse_unknown(record: dict[str, Any]) -> None:
     """DeepSpeed passes over keys that it does not know: a slip of the pen would train at another stage."""
     for key, instead in INSTEAD.items():
-        if key in record and record[key] != "mean":
+        if key in record:
             raise ValueError(f"{key!r} is decided by this training: {instead}; remove it")
-    known = {"": (*DECIDED, *LEFT_TO_THE_USER, *INSTEAD), "zero_optimization": ZERO}
-    for section, names in known.items():
-        for key in record.get(section, {}) if section else record:
+    for section, names in {"": (*DECIDED, *LEFT_TO_THE_USER), "zero_optimization": ZERO}.items():
+        for key, value in (record.get(section, {}) if section else record).items():
+            whole = ".".join(filter(None, (section, key)))
+            if whole in NEUTRAL:
+                neutral, why = NEUTRAL[whole]
+                if value != neutral:
+                    raise ValueError(f"{whole!r} {value!r} is not offered: {why}; remove it")
+                continue
             if key not in names:
                 close = difflib.get_close_matches(key, names, 1)
                 meant = f"; did you mean {close[0]!r}?" if close else "; remove it"
-                raise ValueError(f"{'.'.join(filter(None, (section, key)))!r} is no key that is known here{meant}")
+                raise ValueError(f"{whole!r} is no key that is known here{meant}")
 
 
 def _refuse_removed(record: dict[str, Any]) -> None:
@@ -196,7 +214,7 @@ def _refuse_optimizer(record: dict[str, Any], recipe: Recipe) -> None:
         raise ValueError(f"'optimizer' of type {kind} is decided by --optimizer.*; remove it from the file")
     if settings.kind == "muon":
         log.warning("DeepSpeed gives Muon every matrix whose name lacks 'embed'; here it gets those of the blocks")
-    given = record["optimizer"].get("params", {})
+    given = record["optimizer"].get("params") or {}
     rate = settings.muon_learning_rate if settings.kind == "muon" else settings.learning_rate
     ours = {
         "lr": (rate, "--optimizer.learning_rate"),
