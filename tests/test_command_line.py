@@ -1,5 +1,6 @@
 """The one way in: what a shell passes reaches `main`; a fault of the user's is one line and an exit code."""
 
+import json
 import logging
 import os
 import re
@@ -33,9 +34,10 @@ def job(*, sources: list[str] = [], more: list[int] | None = None, size: int = 1
     ("words", "expanded"),
     [
         ("", ""),
-        ("--sources a b", "--sources+ a --sources+ b"),
-        ("--sources a --size 3 --sources b c", "--sources+ a --size 3 --sources+ b --sources+ c"),
-        ("--sources a b --dry_run", "--sources+ a --sources+ b --dry_run true"),
+        ("--sources a b", '--sources+ ["a"] --sources+ ["b"]'),
+        ("--sources a --size 3 --sources b c", '--sources+ ["a"] --size 3 --sources+ ["b"] --sources+ ["c"]'),
+        ("--dry_run --sources=a b", '--dry_run true --sources+ ["a"] --sources+ ["b"]'),
+        ("--sources a b --dry_run", '--sources+ ["a"] --sources+ ["b"] --dry_run true'),
         ("--more 1 2", "--more+ 1 --more+ 2"),
         ("--dry_run --overwrite", "--dry_run true --overwrite true"),
         ("--dry_run false --overwrite --size 2", "--dry_run false --overwrite true --size 2"),
@@ -57,7 +59,9 @@ def test_whatever_order_the_options_stand_in(sources, size, dry_run, overwrite, 
     options += [[f"--{name}"] for name, there in (("dry_run", dry_run), ("overwrite", overwrite)) if there]
     draw.shuffle(options)
     found = expand([word for option in options for word in option], job)
-    assert [found[place + 1] for place, word in enumerate(found) if word == "--sources+"] == sources
+    assert [found[place + 1] for place, word in enumerate(found) if word == "--sources+"] == [
+        json.dumps([source]) for source in sources
+    ]
     assert [found[place + 1] for place, word in enumerate(found) if word == "--size"] == (
         [] if size is None else [str(size)]
     )
@@ -87,6 +91,28 @@ def test_arguments_reach_main_and_its_result_is_the_exit_code(capsys, tmp_path):
     assert capsys.readouterr().out == "['x', 'y'] None 0 False True 3\n"
     assert call(job, "--size", 4, "--print_config") == 0
     assert "size: 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["# a", "null", "~", "[]", '["a", "b"]', "{}", "x: 1", '"quoted', "1", "é", ""])
+def test_words_of_lists_of_texts_are_those_texts(text, capsys):
+    assert call(job, "--size", 0, "--sources", text, "b") == 0
+    assert capsys.readouterr().out == f"{[text, 'b']} None 0 False False 1000\n"
+    assert call(job, "--size", 0, f"--sources={text}") == 0
+    assert capsys.readouterr().out == f"{[text]} None 0 False False 1000\n"
+
+
+def test_a_word_that_is_no_utf8_is_a_line(capsys):
+    assert call(job, "--sources", "\udcff") == 2
+    assert "can't encode character" in capsys.readouterr().err
+
+
+def test_a_text_that_looks_like_a_comment_is_one(capsys):
+    def named(*, name: str | None = None):
+        print(repr(name))
+
+    for text in ("# end", "  # end", "#"):
+        assert call(named, "--name", text) == 0
+        assert capsys.readouterr().out == f"{text!r}\n"
 
 
 @pytest.mark.parametrize(

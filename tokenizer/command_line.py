@@ -6,8 +6,10 @@ anything else is a fault of ours and keeps its traceback.
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
+import json
 import logging
 import re
 import sys
@@ -29,6 +31,7 @@ def run(main: Callable[..., Any] | list[Callable[..., Any]], argv: list[str] | N
     """
     from jsonargparse import auto_cli
 
+    _take_comments_for_texts()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("py4j").setLevel(logging.WARNING)
     words = sys.argv[1:] if argv is None else argv
@@ -47,11 +50,13 @@ def run(main: Callable[..., Any] | list[Callable[..., Any]], argv: list[str] | N
 def expand(words: Iterable[str], main: Callable[..., Any]) -> list[str]:
     """Let lists take several words (`--sources A B`) and booleans none (`--overwrite`), as shells expect.
 
-    jsonargparse wants `--sources+ A --sources+ B` and `--overwrite true`, which it still gets.
+    Words of a list of texts are those texts, whatever YAML would make of them. jsonargparse wants `--sources+ A
+    --sources+ B` and `--overwrite true`, which it still gets.
     """
     hints = typing.get_type_hints(main)
     kinds = {name: hints.get(name) for name in inspect.signature(main).parameters}
     lists = {f"--{name}" for name, kind in kinds.items() if _is_list(kind)}
+    texts = {f"--{name}" for name, kind in kinds.items() if _is_list(kind, str)}
     flags = {f"--{name}" for name, kind in kinds.items() if kind is bool}
     for name, kind in kinds.items():
         if dataclasses.is_dataclass(kind):
@@ -62,12 +67,16 @@ def expand(words: Iterable[str], main: Callable[..., Any]) -> list[str]:
         if word.startswith("--"):
             if current in flags:
                 expanded.append("true")
-            current = word
-            expanded.append(f"{word}+" if word in lists else word)
+            current, equals, value = word.partition("=")
+            if equals and current in texts:
+                expanded += [f"{current}+", _literal(value)]
+            else:
+                current = word
+                expanded.append(f"{word}+" if word in lists else word)
             continue
         if current in lists and not expanded[-1].startswith("--"):
             expanded.append(f"{current}+")
-        expanded.append(word)
+        expanded.append(_literal(word) if current in texts else word)
         if current in flags:
             current = None
     if current in flags:
@@ -151,6 +160,30 @@ def _told(main: Callable[..., Any] | list[Callable[..., Any]]) -> Iterator[None]
         sys.stdout.write(re.sub(rf"(.*)<function ({names})\s+at\s+\w+>", doc, printed.getvalue()))
 
 
-def _is_list(kind: Any) -> bool:
-    """Whether a parameter's type is a list, or a list or None."""
-    return any(typing.get_origin(option) is list for option in (kind, *typing.get_args(kind)))
+def _literal(word: str) -> str:
+    """A word as a list of that text; one that is no UTF-8 as it is, which the parser refuses in a line."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return word
+    return json.dumps([word])
+
+
+def _is_list(kind: Any, of: Any = None) -> bool:
+    """Whether a parameter's type is a list, or a list or None; of one type of elements, if that is given."""
+    options = [option for option in (kind, *typing.get_args(kind)) if typing.get_origin(option) is list]
+    return any(of in (None, *typing.get_args(option)) for option in options)
+
+
+@functools.cache
+def _take_comments_for_texts() -> None:
+    """What would be nothing to YAML, as a comment in a line of code, is a text like any other. Once a process."""
+    from jsonargparse import get_loader, set_loader
+
+    yaml = get_loader("yaml")
+    set_loader("yaml", lambda text: text if _is_comment(text) else yaml(text))
+
+
+def _is_comment(text: str) -> bool:
+    """Whether a text is a single line that YAML passes over."""
+    return text.lstrip().startswith("#") and "\n" not in text.strip()
