@@ -15,9 +15,10 @@ else
   packages=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   sources=(--sources "$library" "$packages" --languages Python --exclude site-packages dist-packages)
 fi
-# As many processes as GPUs; on a CPU machine two.
-gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
-processes=$((gpus > 0 ? gpus : 2))
+# As many processes as GPUs, as far as the sequences of a step can be shared out; on a CPU machine two.
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
+processes=2
+for count in 1 2 4 8; do if [ "$gpus" -ge "$count" ]; then processes=$count; fi; done
 if [ "$gpus" -eq 0 ]; then export DS_ACCELERATOR=cpu; fi
 prompt='def fibonacci(n):'
 

@@ -1,11 +1,13 @@
 """Attention that is told that it is causal, and where documents begin, against `transformers`' own with masks."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from training.attention import FUSED, use_fused
+from training.attention import FUSED, refuse_other_reading, use_fused
 from training.config import Model, Objective
 from training.micro_batch import MicroBatch
 from training.model import build, configuration
@@ -92,3 +94,40 @@ def test_documents_are_refused_where_nothing_would_keep_them_apart():
     model.config._attn_implementation_internal = "flash_attention_2"
     with pytest.raises(ValueError, match="needs a mask, which flash_attention_2 does not take"):
         use_fused(model, Objective(), "document", in_16_bits=True)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+BY_NAME = {
+    "gpt_neox": SMALL,
+    "qwen2": SMALL | {"num_key_value_heads": 2},
+    "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 32, **SMALL},
+    "falcon": SMALL,
+    "bloom": {"hidden_size": 32, "n_layer": 1, "n_head": 2},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 1},
+    "roberta": SMALL,
+    "electra": SMALL | {"embedding_size": 32},
+}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_models_that_see_what_they_must_not_are_refused(name):
+    """Told by what a model does: `transformers` has no list of them."""
+    text = json.dumps({"model_type": name} | BY_NAME[name])
+    config = configuration(Model(config=text), vocab_size=VOCABULARY, context_tokens=LENGTH, end_of_text_id=END)
+    model = build(config, seed=0)
+    readings = {}
+    for attention in ("sequence", "document"):
+        try:
+            refuse_other_reading(model, Objective(), attention)
+        except ValueError as error:
+            readings[attention] = str(error)
+    assert model.training
+    if name in ("gpt_neox", "qwen2"):
+        assert not readings
+    elif name == "roberta":  # which counts positions from its padding token, of which there is none
+        assert "model roberta cannot be trained here" in readings["sequence"]
+    elif name == "electra":
+        assert "model electra sees the tokens that it is to predict" in readings["sequence"]
+    else:
+        assert list(readings) == ["document"]
+        assert "use --attention sequence" in readings["document"]

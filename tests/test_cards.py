@@ -41,6 +41,15 @@ def exported(name, folder, options):
     return (folder / name / "export" / "README.md").read_text()
 
 
+def test_a_ledger_beside_that_cannot_be_read_costs_the_funnel_alone(tmp_path):
+    shards = make_shards(tmp_path / "shards")
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / "_manifest.json").write_text("{")
+    record = data_card.describe(ShardIndex.load(shards), shards)
+    assert record["splits"]["train"]["documents"] == 400
+    assert "states" not in record
+
+
 def test_card_tells_what_was_trained_and_nothing_else(tmp_path):
     options = {"objective.kind": "masked", "objective.noise": 0.3, "data.warmup_steps": 1, "data.warmup_length": 8}
     card = exported("run", tmp_path, options | {"compute.precision": "bf16"})

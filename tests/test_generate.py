@@ -1,7 +1,9 @@
 """Generation against `transformers`' own, alone and in batches; filling in the middle, streams, files of prompts."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +125,29 @@ def test_completion_ends_at_the_end_of_text(writer):
     assert cut.complete([request, (Request("x"), 0)])[0] == writer.tokenizer.decode(ids[:place])
 
 
+def test_completion_ends_where_the_next_file_of_a_repository_begins(writer):
+    request = (Request("def add("), 0)
+    ids = [int(chosen[0]) for chosen in writer._tokens([request])]
+    cut = with_sampling(writer, 0.0, 1.0)
+    names = {name: writer.tokenizer.get_vocab()[name] for name in ("<repo_name>", "<file_sep>")}
+    assert sorted(cut.next_file) == sorted(names.values())
+    cut.next_file = [next(one for one in ids if one != ids[0])]
+    place = ids.index(cut.next_file[0])
+    assert cut.complete([request])[0] == writer.tokenizer.decode(ids[:place])
+
+
+def test_damaged_weights_and_a_tokenizer_without_an_end_are_named(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"the weights in .* cannot be read"):
+        load(tmp_path / "model")
+    network, tokenizer = load(folder)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="names no token that ends a text"):
+        Writer(network, tokenizer, max_new_tokens=4, sampling=Sampling(), seed=0)
+
+
 def test_samples_depend_on_seed_and_prompt_and_not_on_their_neighbours(writer):
     sampled = with_sampling(writer, 1.0, 0.95)
     batch = [(Request(prompt), number) for prompt in PROMPTS for number in range(2)]
@@ -192,6 +217,9 @@ def test_requests_are_read_from_files(tmp_path):
     assert list(read_requests(lines)) == [Request("a\nb"), Request("c", "d")]
     (tmp_path / "prompts.txt").write_text("def a(\n\nimport b\n")
     assert list(read_requests(tmp_path / "prompts.txt")) == [Request("def a("), Request("import b")]
+    lines.write_text('{"prompt": "a"}\n{"prompt": "\\ud800"}\n')
+    with pytest.raises(ValueError, match=r"line 2: prompt .* is no Unicode text: surrogates not allowed"):
+        list(read_requests(lines))
     wrong = ('{"prompt": null}', '{"prompt": 3}', '{"prompt": "a", "suffix": 1}')
     for broken in ('{"prompt"', "[1]", '{"text": "a"}', "", *wrong):
         lines.write_text(f'{{"prompt": "a"}}\n{broken}\n')

@@ -135,6 +135,25 @@ def test_peaks_are_those_of_data_sheets():
     assert [known_peak(name) for name in names] == [989e12, 989e12, 312e12, 148e12, 756e12, None]
 
 
+def test_memory_is_that_of_the_card_that_a_name_means():
+    names = [
+        "H100",
+        "NVIDIA H200",
+        "NVIDIA A100-SXM4-40GB",
+        "A100",
+        "Tesla V100-SXM2-16GB",
+        "NVIDIA H100 NVL",
+        "GH200 480GB",
+    ]
+    assert [plan.memory_of(name) for name in names] == [80, 141, 40, 80, 16, 94, None]
+
+
+def test_configurations_without_a_model_are_no_sizes(tmp_path):
+    (tmp_path / "run.yaml").write_text("max_steps: 3\n")
+    with pytest.raises(ValueError, match=r"no run configuration in .* has a model.hidden_size"):
+        list(plan.sizes(tmp_path, None))
+
+
 @settings(deadline=None)  # a busy machine
 @given(unique=st.floats(1e6, 1e13), epochs=st.floats(0.1, 200))
 def test_repetition_is_worth_less_and_less(unique, epochs):
@@ -241,6 +260,7 @@ def test_command_prints_a_table_and_a_verdict_or_json(shards):
     [
         (["--device", "Abacus"], "give its --peak_tflops"),
         (["--device", "Abacus", "--peak_tflops", 1], "give its --memory_gb"),
+        (["--device", "NVIDIA GH200 480GB"], "give its --memory_gb"),
         (["--hours", 0], "hours 0.0 above 0"),
         (["--mfu", 45], "mfu 45.0 is outside 0 to 1"),
         (["--configs", "nowhere"], "nowhere holds no run configurations"),
@@ -264,6 +284,8 @@ def test_what_is_not_known_is_asked_for_in_one_line(shards, options, line):
         "- model",
         "model: {hidden_size: wide}",
         "model: {hidden_size: 63}",
+        "model: {hidden_size: 64, lyers: 12}",
+        "model: {hidden_size: 64, architecture: lama}",
         "model: {hidden_size: 64}\nbatch: {sequence_length: 0}",
         "model: {hidden_size: 64}\ncompute: fast",
         "model: {hidden_size: 64}\nname: \udce9",

@@ -195,8 +195,24 @@ def test_any_configuration_of_transformers_becomes_a_model_with_the_vocabulary_o
     path.write_text(json.dumps({"model_type": "perceptron"}))
     with pytest.raises(ValueError, match=r"is no configuration of `transformers` .perceptron"):
         of_file(path)
+    for wrong in ({"hidden_size": "32"}, {"hidden_size": 32.5}, {"num_hidden_layers": "two"}):
+        path.write_text(json.dumps(NEOX | wrong))
+        with pytest.raises(ValueError, match=r"is no configuration of `transformers` .gpt_neox"):
+            of_file(path)
+    with pytest.raises(ValueError, match=r"model.config has no model_type"):
+        of_file('{"hidden_size": 64}')
     with pytest.raises(ValueError, match="no configuration of a model at"):
         of_file(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("kind", ["gemma", "phi3"])
+def test_no_padding_token_of_a_file_keeps_a_row_from_being_trained(kind):
+    """Gemma's is 0, which ends texts here; Phi-3's lies beyond the vocabulary."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = build(of_file(json.dumps({"model_type": kind, "num_key_value_heads": 2} | shape)), seed=0)
+    assert model.config.pad_token_id is None
+    model(input_ids=torch.tensor([[0, 1, 2]])).logits.sum().backward()
+    assert model.get_input_embeddings().weight.grad[0].abs().sum() > 0
 
 
 def test_model_of_a_folder_goes_on_with_its_weights_if_the_vocabulary_is_that_of_the_shards(tmp_path):

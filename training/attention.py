@@ -41,6 +41,45 @@ def use_fused(model: "PreTrainedModel", objective: Objective, attention: Attenti
     model.set_attn_implementation(FUSED)
 
 
+def refuse_other_reading(model: "PreTrainedModel", objective: Objective, attention: Attention) -> None:
+    """ValueError where a model, on the CPU, sees the tokens that it is to predict, or across borders of documents.
+
+    Two short texts tell that differ in one token: the first one's logits must not know of a later token, nor those of
+    a second document of the first. `transformers` has causal classes of models that read both ways (RoBERTa), and
+    models that pass over positions (OPT, Falcon, BLOOM), or keep a state across borders (Mamba).
+    """
+    config = model.config
+    if config.model_type in PLAIN or objective.kind not in ("causal", "fill_in_the_middle"):
+        return
+    import torch
+
+    ids = (torch.arange(1, 7) % config.get_text_config().vocab_size).unsqueeze(0)
+    positions = {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])} if attention == "document" else {}
+    training = model.training
+    model.eval()
+
+    def moved(place: int, seen: slice) -> bool:
+        """Whether another token at a place moves logits that must not know of it."""
+        other = ids.clone()
+        other[0, place] = ids[0, place - 1]
+        one, two = (model(input_ids=text, use_cache=False, **positions).logits[0, seen] for text in (ids, other))
+        return not torch.allclose(one, two, rtol=1e-4, atol=1e-5)
+
+    kind = f"model {config.model_type}"
+    try:
+        with torch.no_grad():
+            if moved(5, slice(0, 5)):
+                raise ValueError(
+                    f"{kind} sees the tokens that it is to predict; --objective.kind causal cannot train it"
+                )
+            if attention == "document" and moved(1, slice(3, 6)):
+                raise ValueError(f"{kind} does not keep documents apart by their positions; use --attention sequence")
+    except TypeError as error:
+        raise ValueError(f"{kind} cannot be trained here: {str(error).splitlines()[0]}") from None
+    finally:
+        model.train(training)
+
+
 def takes_borders(model: "PreTrainedModel") -> bool:
     """Whether a model keeps documents apart by the `document_borders` of flattened batches."""
     return bool(model.config._attn_implementation == FUSED)

@@ -7,7 +7,7 @@ ValueError that names the value, the bound and the remedy.
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Architecture = Literal["llama", "gpt2"]
 Attention = Literal["sequence", "document"]
@@ -63,21 +63,28 @@ class Model:
 
     def read(self) -> "Model":
         """The same with `config` as JSON text instead of a path, so that a run's plan holds it whole."""
-        if not self.config or self.config.startswith("{"):
+        if not self.config:
             return self
-        path = Path(self.config)
-        path = path / "config.json" if path.is_dir() else path
-        if not path.is_file():
-            raise ValueError(f"no configuration of a model at {path} (model.config)")
+        where, text = "model.config", self.config
+        if not text.startswith("{"):
+            path = Path(text)
+            path = path / "config.json" if path.is_dir() else path
+            if not path.is_file():
+                raise ValueError(f"no configuration of a model at {path} (model.config)")
+            where, text = str(path), path.read_text()
         try:
-            record = json.loads(path.read_text())
+            record = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no JSON: {error}") from None
+            raise ValueError(f"{where} is no JSON: {error}") from None
         if not isinstance(record, dict) or "model_type" not in record:
-            raise ValueError(f"{path} has no model_type; give the config.json of a `transformers` model")
+            raise ValueError(f"{where} has no model_type; give the config.json of a `transformers` model")
         return replace(self, config=json.dumps(record, sort_keys=True))
 
     def __post_init__(self) -> None:
+        if self.architecture not in get_args(Architecture):
+            raise ValueError(
+                f"model.architecture {self.architecture!r} is none of {', '.join(get_args(Architecture))}"
+            )
         _at_least(1, model__hidden_size=self.hidden_size, model__layers=self.layers, model__heads=self.heads)
         _at_least(0, model__key_value_heads=self.key_value_heads, model__feed_forward_size=self.feed_forward_size)
         _fraction(model__dropout=self.dropout)
@@ -288,6 +295,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.attention == "document" and self.objective.kind not in ("causal", "fill_in_the_middle"):
             raise ValueError(f"attention document is of causal objectives, not of {self.objective.kind}")
+        if self.objective.kind == "spans" and not self.model.tie_embeddings:
+            raise ValueError(
+                "model.tie_embeddings false is not of spans: T5 of `transformers` is always tied; leave it"
+            )
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Recipe":

@@ -1,6 +1,7 @@
 """What a model was trained on, for its card: splits, the funnel from files in to files kept, and their licences."""
 
 import collections
+import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ def describe(index: ShardIndex, shards: Path, share: float = 1.0, name: str | No
     record: Record = {"folder": name or shards.name, "share": share, "splits": splits}
     record |= {"withdrawn_files": index.withdrawn_files, "configuration": index.configuration}
     manifest = shards / ".." / "ledger" / MANIFEST_NAME
-    if manifest.is_file():
+    with contextlib.suppress(OSError, ValueError):  # what is not there, or not for us, is not told
         ledger = json.loads(manifest.read_text())
         if index.configuration.get("inputs", {}).get("ledger") == identity(ledger):
             record["states"] = ledger.get("states", {})

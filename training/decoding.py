@@ -63,18 +63,19 @@ def decode(
     rows: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    end_id: int,
+    ends: Sequence[int],
     sampling: Sampling,
     seeds: Sequence[object],
 ) -> "Iterator[torch.Tensor]":
-    """Continue rows of token ids together, a token of each at a time: yields ids (B,), `end_id` for rows that ended.
+    """Continue rows of token ids together, a token of each at a time: yields ids (B,), for rows that ended the first
+    of `ends`, at any of which a row does.
 
     Rows are padded on the left; padding is masked and has no positions. Ends when all rows have or at
     `max_new_tokens`. Costs one pass over the prompts, then one over a token a row.
     """
     import torch
 
-    longest, device = max(map(len, rows)), network.device
+    longest, device, end_id = max(map(len, rows)), network.device, ends[0]
     inputs = torch.tensor([[end_id] * (longest - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -93,7 +94,7 @@ def decode(
         cache = output.past_key_values
         chosen = choose(output.logits[:, -1], sampling, generators)
         chosen[ended] = end_id
-        ended |= chosen == end_id
+        ended |= torch.isin(chosen, torch.tensor(ends))
         yield chosen
         if ended.all():
             return

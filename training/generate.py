@@ -24,6 +24,8 @@ FILL_TOKENS = (
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
 )
+# Names of the tokens that begin another file of a repository, of StarCoder (and this project) and of Qwen.
+NEXT_FILE = ("<file_sep>", "<repo_name>", "<|file_sep|>", "<|repo_name|>")
 # Names that configurations have for the tokens a model can read; those without any (BLOOM) have no bound.
 CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "seq_length")
 
@@ -54,7 +56,7 @@ def main(
         prompt: one or more beginnings of text.
         suffix: fill in the middle: what stands between each prompt and this.
         prompts: file of more, in UTF-8: .jsonl with objects of `prompt` and optional `suffix`, else a prompt a line.
-        max_new_tokens: bound on each completion; it also ends at the end-of-text token.
+        max_new_tokens: bound on each completion; it also ends where the text or the file does.
         temperature: 0 = always the most probable token; higher is more varied.
         top_p: sample among the most probable tokens of this total probability.
         samples: completions a prompt; more than one needs a temperature above 0.
@@ -119,7 +121,11 @@ class Writer:
                 "choose fewer"
             )
         self.network, self.tokenizer, self.sampling, self.seed = network, tokenizer, sampling, seed
-        self.max_new_tokens, self.end_id = max_new_tokens, int(tokenizer.get_vocab()[str(tokenizer.eos_token)])
+        vocabulary = tokenizer.get_vocab()
+        if tokenizer.eos_token is None:
+            raise ValueError(f"the tokenizer in {tokenizer.name_or_path} names no token that ends a text (eos_token)")
+        self.max_new_tokens, self.end_id = max_new_tokens, int(vocabulary[str(tokenizer.eos_token)])
+        self.next_file = [int(vocabulary[name]) for name in NEXT_FILE if name in vocabulary]
 
     def rows_of(self, request: Request) -> list[int]:
         """Token ids that the model continues, cut to the room in its context: the prompt loses its beginning.
@@ -161,7 +167,7 @@ class Writer:
             self.network,
             rows,
             max_new_tokens=self.max_new_tokens,
-            end_id=self.end_id,
+            ends=[self.end_id, *self.next_file],
             sampling=self.sampling,
             seeds=[(self.seed, number, *row) for row, (_, number) in zip(rows, batch, strict=True)],
         )
@@ -170,7 +176,7 @@ class Writer:
         return list(self.tokenizer(text, return_token_type_ids=False)["input_ids"])
 
     def _text(self, ids: Iterable[int]) -> str:
-        before_end = itertools.takewhile(lambda one: one != self.end_id, ids)
+        before_end = itertools.takewhile(lambda one: one != self.end_id and one not in self.next_file, ids)
         return str(self.tokenizer.decode(list(before_end), skip_special_tokens=True))
 
     def _fill_ids(self) -> tuple[int, int, int]:
@@ -188,9 +194,10 @@ class Writer:
 def load(folder: str | Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """An exported model, on the GPU if there is one, and its tokenizer; the network is never asked.
 
-    ValueError refuses a model that does not continue text.
+    ValueError refuses a model that does not continue text, and files that cannot be read.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -198,7 +205,11 @@ def load(folder: str | Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBas
     logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     _check_causal(config, folder)
-    network = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True).eval()
+    try:
+        network = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True).eval()
+    except (SafetensorError, RuntimeError) as error:  # RuntimeError: shapes that are not the configuration's
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the weights in {folder} cannot be read: {reason}; export the model again") from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return network.to(device), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 

@@ -202,6 +202,8 @@ def prepare(
     plan = folder.plan if begun else None
     if plan is None:
         plan = Plan(recipe, fingerprint, index.vocab_size, index.end_of_text_id, planned=())
+    if recipe.model.config:
+        plan.model_config()  # which refuses what is none
     if length.budget_seconds is None:
         max_steps = length.max_steps or max(1, training.windows // sequences)
         plan = _ending(plan, max_steps, last.step if last else 0)

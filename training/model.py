@@ -1,6 +1,7 @@
 """From the settings of a model to a `transformers` model, with fresh weights or with those of a folder."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from training.config import Model
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
+
+log = logging.getLogger("train")
 
 
 def configuration(model: Model, *, vocab_size: int, context_tokens: int, end_of_text_id: int) -> "PretrainedConfig":
@@ -58,6 +61,7 @@ def configuration(model: Model, *, vocab_size: int, context_tokens: int, end_of_
 
 def _from_text(text: str, context_tokens: int, common: dict[str, Any]) -> "PretrainedConfig":
     """A configuration of `transformers` from its JSON; ValueError where it cannot do for the run."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     record: dict[str, Any] = json.loads(text)
@@ -68,9 +72,11 @@ def _from_text(text: str, context_tokens: int, common: dict[str, Any]) -> "Pretr
         record.pop(key, None)
     try:
         config = AutoConfig.for_model(kind, **record | common)
-    except (ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(f"model.config is no configuration of `transformers` ({kind}): {reason}") from None
+    if rows is None or config.pad_token_id == common["eos_token_id"]:
+        config.pad_token_id = None
     context = getattr(config, "max_position_embeddings", None) or context_tokens
     if context < context_tokens:
         raise ValueError(
@@ -103,6 +109,10 @@ def read_pretrained(folder: str, model: Model, shards: Path) -> Model:
                 f"the tokenizer in {folder} (fingerprint {fingerprint}) is not that of the shards "
                 f"({index.tokenizer_fingerprint}); write the shards with it"
             )
+    else:
+        log.warning(
+            "%s holds no %s: whether its ids mean what those of the shards do is not known", folder, TOKENIZER_FILE
+        )
     return replace(read, config=json.dumps(record | {"pretrained_rows": rows}, sort_keys=True))
 
 

@@ -5,12 +5,13 @@
 follows published laws (`scaling.py`).
 """
 
+import contextlib
 import json as json_lines
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tokenizer.command_line import run
 from tokenizer.shard_index import ShardIndex
@@ -20,8 +21,13 @@ from training.config import Batch, Compute, Model
 from training.memory import RESERVED, Layout, Memory, estimate
 
 CONFIGURATIONS = Path(__file__).parent / "configs"
-# Gigabytes of memory by what the device's name holds.
-DEVICE_GB = {"H200": 141, "H100": 80, "B200": 180, "A100": 80, "L40S": 48, "A10": 24, "L4": 24, "V100": 32, "T4": 16}
+# Gigabytes of memory by what the device's name holds, unless it says them itself ("A100-SXM4-40GB"); the first that
+# matches counts. A GH200's name tells that of its CPU.
+DEVICE_GB = (
+    *((r"\bGH200\b", None), (r"\b(\d+) ?GB\b", None), (r"\bH100 NVL\b", 94), (r"\bH200\b", 141), (r"\bH100\b", 80)),
+    *((r"\bB200\b", 180), (r"\bA100\b", 80), (r"\bL40S\b", 48), (r"\bA10G?\b", 24), (r"\bL4\b", 24)),
+    *((r"\bV100\b", 32), (r"\bT4\b", 16)),
+)
 GPU_MFU, CPU_MFU = 0.45, 0.5
 COMPUTED_AGAIN = 4 / 3  # the forward pass, a third of a step, where activations are checkpointed
 GOOD_MICRO_BATCH, MOST_MICRO_BATCH = 4, 64
@@ -127,14 +133,29 @@ def hardware_of(
     """The hardware, completed from data sheets, or for CPUs from this machine; ValueError says what is unknown."""
     if gpus:
         peak = peak_tflops * 1e12 if peak_tflops else known_peak(device)
-        memory = memory_gb or next((size for name, size in DEVICE_GB.items() if name in device.upper()), None)
+        memory = memory_gb or memory_of(device)
         if peak is None or memory is None:
             missing = "--peak_tflops (dense bf16)" if peak is None else "--memory_gb"
             raise ValueError(f"device {device!r} is not known; give its {missing}")
         return Hardware(gpus, device, memory * 1e9, peak, mfu or GPU_MFU, hours)
     peak = peak_tflops * 1e12 if peak_tflops else _cpu_peak()
-    memory = memory_gb * 1e9 if memory_gb else float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    memory = memory_gb * 1e9 if memory_gb else _available_bytes()
     return Hardware(0, "CPU", memory, peak, mfu or CPU_MFU, hours)
+
+
+def memory_of(device: str) -> float | None:
+    """Gigabytes of a GPU by its name; None where that does not tell."""
+    for pattern, size in DEVICE_GB:
+        if found := re.search(pattern, device, re.IGNORECASE):
+            return float(found[1]) if size is None and found.groups() else size
+    return None
+
+
+def _available_bytes() -> float:
+    """Memory of this machine that programs can have, what caches files included (Linux), else what is free."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo") as lines:
+        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def sizes(folder: Path, sequence_length: int | None) -> Iterator[tuple[str, Model, int, Compute]]:
@@ -151,18 +172,15 @@ def sizes(folder: Path, sequence_length: int | None) -> Iterator[tuple[str, Mode
             settings = record.get("model")
             if not isinstance(settings, dict) or "hidden_size" not in settings:
                 continue
-            model, compute = Model(**_known(Model, settings)), Compute(**_known(Compute, record.get("compute", {})))
-            length = sequence_length or Batch(**_known(Batch, record.get("batch", {}))).sequence_length
+            model, compute = Model(**settings), Compute(**record.get("compute", {}))
+            length = sequence_length or Batch(**record.get("batch", {})).sequence_length
         except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no run configuration: {error}; mend it, or move it elsewhere") from None
         if (model, length) not in seen:
             seen.add((model, length))
             yield path.stem, model, length, compute
-
-
-def _known(kind: Any, record: dict[str, Any]) -> dict[str, Any]:
-    names = {entry.name for entry in fields(kind)}
-    return {name: value for name, value in record.items() if name in names}
+    if not seen:
+        raise ValueError(f"no run configuration in {folder} has a model.hidden_size; name a folder with --configs")
 
 
 def choice(

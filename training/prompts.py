@@ -13,6 +13,13 @@ class Request:
     prompt: str
     suffix: str | None = None
 
+    def __post_init__(self) -> None:
+        for name, text in (("prompt", self.prompt), ("suffix", self.suffix or "")):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{name} {text[:40]!r} is no Unicode text: {error.reason}") from None
+
 
 def requests_of(prompt: Sequence[str] | None, suffix: str | None, prompts: str | None) -> Iterator[Request]:
     """All that is asked, the command line's first; ValueError where it is nothing or contradicts itself."""
@@ -57,4 +64,7 @@ def _request(line: str, number: int, path: Path) -> Request:
         raise ValueError(fault)
     if not isinstance(row.get("suffix"), str | None):
         raise ValueError(fault)
-    return Request(row["prompt"], row.get("suffix"))
+    try:
+        return Request(row["prompt"], row.get("suffix"))
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from None

@@ -1,10 +1,12 @@
 """What the model writes while it trains: a few prompts continued at each evaluation, kept in samples.jsonl."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizer.encode import FILE_SEPARATOR, REPOSITORY_NAME
 from training.decoding import Sampling, choose, generator_for
 from training.watch import Watch
 
@@ -20,7 +22,8 @@ class Samples:
     Args:
         path: samples.jsonl; rows beyond `step` are dropped, so that a resumed run has each sample once.
         tokenizer: tokenizer.json of the shards.
-        end_of_text_id: where a sample ends; an empty prompt begins after it.
+        end_of_text_id: where a sample ends, as it does where the next file of a repository begins; an empty prompt
+            begins after it.
         context_tokens: the model's context.
         watch: prompts, length and temperature.
         seed: of the run; with step and number of the prompt it keys what is drawn.
@@ -40,11 +43,13 @@ class Samples:
     ) -> None:
         from tokenizers import Tokenizer
 
-        self._path, self._watch, self._seed, self._end = path, watch, seed, end_of_text_id
+        self._path, self._watch, self._seed = path, watch, seed
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._new = min(watch.sample_tokens, context_tokens - 1)
         room = context_tokens - self._new
         encoded = [self._tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in watch.prompts]
+        named = (self._tokenizer.token_to_id(name) for name in (FILE_SEPARATOR, REPOSITORY_NAME))
+        self._ends = [end_of_text_id, *(one for one in named if one is not None)]
         self._rows = [(ids or [end_of_text_id])[-room:] for ids in encoded]
         self._step = step
 
@@ -61,7 +66,7 @@ class Samples:
             engine,
             self._rows,
             new_tokens=self._new,
-            end_id=self._end,
+            ends=self._ends,
             sampling=Sampling(self._watch.temperature),
             seeds=[(self._seed, step, number) for number in range(len(self._rows))],
         )
@@ -83,15 +88,15 @@ def continuations(
     rows: Sequence[Sequence[int]],
     *,
     new_tokens: int,
-    end_id: int,
+    ends: Sequence[int],
     sampling: Sampling,
     seeds: Sequence[tuple[object, ...]],
 ) -> list[list[int]]:
-    """`new_tokens` ids after each row, up to the first `end_id`; rows are padded on the right, where none looks."""
+    """`new_tokens` ids after each row, up to the first of `ends`; rows are padded on the right, where none looks."""
     import torch
 
     length = max(map(len, rows)) + new_tokens
-    ids = torch.full((len(rows), length), end_id)
+    ids = torch.full((len(rows), length), ends[0])
     for number, row in enumerate(rows):
         ids[number, : len(row)] = torch.tensor(row)
     begins = torch.tensor([len(row) for row in rows])
@@ -105,7 +110,7 @@ def continuations(
             ids[every, begins + place] = chosen
     engine.train(was_training)
     written = [row[begin : begin + new_tokens].tolist() for row, begin in zip(ids, begins.tolist(), strict=True)]
-    return [row[: row.index(end_id)] if end_id in row else row for row in written]
+    return [list(itertools.takewhile(lambda one: one not in ends, row)) for row in written]
 
 
 def writes_text(module: Any) -> bool:
