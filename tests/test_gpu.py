@@ -21,7 +21,7 @@ from training.attention import FUSED, use_fused
 from training.config import Model, Objective
 from training.losses import has_liger, in_chunks, summed_losses
 from training.memory import Layout, estimate
-from training.micro_batch import MicroBatch
+from training.micro_batch import MicroBatch, room_for
 from training.model import build, configuration
 from training.objectives import Causal
 
@@ -68,6 +68,17 @@ def test_documents_in_one_row_get_the_logits_of_each_alone(shape, compiled):
         across = model(input_ids=ids).logits
     assert (together - alone).norm() / alone.norm() < 0.01
     assert (across - alone).norm() / alone.norm() > 0.05
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_rows_of_page_locked_memory_are_those_on_the_device(dtype):
+    room = room_for(4, 1025, dtype)
+    rows = room.numpy()
+    rows[:] = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, rows.shape)
+    assert room.is_pinned()
+    there = MicroBatch.of({"rows": rows}, room=room).on("cuda")
+    np.testing.assert_array_equal(there["input_ids"].cpu().numpy(), rows[:, :-1].astype(np.int64))
+    np.testing.assert_array_equal(there["labels"].cpu().numpy(), rows[:, 1:].astype(np.int64))
 
 
 @pytest.mark.skipif(not has_liger(), reason="needs liger-kernel")
