@@ -37,23 +37,27 @@ def free_port():
 
 def words(shards, output, options, script=TRAIN):
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [str(script), "--shards", str(shards), "--output", str(output), *flags]
+    folders = [str(folder) for folder in (shards if isinstance(shards, list) else [shards])]
+    return [str(script), "--shards", *folders, "--output", str(output), *flags]
 
 
 @contextlib.contextmanager
-def started(shards, output, options, world_size, script=TRAIN, limits=None):
+def started(shards, output, options, world_size, script=TRAIN, limits=None, machines=1):
     """The processes of one job, each a group of its own; what is left of them is killed at the end.
 
-    `limits` gives by rank the bytes that a file of that process may have.
+    `shards` is one folder, a list of several, or a function of the rank that gives either. `limits` gives by rank the
+    bytes that a file of that process may have. On several `machines` processes are numbered from 0 on each.
     """
     shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     jobs = []
     for rank in range(world_size):
-        environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        local = world_size // machines
+        places = {"RANK": str(rank), "LOCAL_RANK": str(rank % local), "LOCAL_SIZE": str(local), "OMP_NUM_THREADS": "1"}
+        folders = shards(rank) if callable(shards) else shards
         jobs.append(
             subprocess.Popen(
-                [*limited(limits, rank), sys.executable, *words(shards, output, options, script)],
-                env=environment,
+                [*limited(limits, rank), sys.executable, *words(folders, output, options, script)],
+                env=os.environ | shared | places,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -80,8 +84,8 @@ def finish(jobs):
     return [job.returncode for job in jobs], outputs
 
 
-def train(shards, output, options, world_size=2, script=TRAIN):
-    with started(shards, output, options, world_size, script) as jobs:
+def train(shards, output, options, world_size=2, script=TRAIN, machines=1):
+    with started(shards, output, options, world_size, script, machines=machines) as jobs:
         codes, outputs = finish(jobs)
     assert codes == [0] * world_size, outputs
     return outputs

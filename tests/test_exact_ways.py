@@ -19,6 +19,7 @@ WAYS = {
     "spans": {"objective.kind": "spans"},
     "documents": {"attention": "document"},
     "growing": {"data.warmup_steps": 6, "data.warmup_length": 8},
+    "mixture": {"data.weights": "[3, 1]", "data.shuffle_tokens": 2000},
     "muon": {"optimizer.kind": "muon"},
     "gpt2": {"model.architecture": "gpt2", "model.tie_embeddings": "false", "optimizer.z_loss": 0.001},
     "saving": {"compute.loss_chunk_tokens": 40, "compute.checkpoint_activations": "true"},
@@ -34,21 +35,32 @@ def shards(tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("data") / "shards", more=MARKERS)
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """More shards of the same tokenizer."""
+    return make_shards(tmp_path_factory.mktemp("data") / "others", more=MARKERS, seed=7, train=150)
+
+
 def weights(run):
     return load_file(run / "export" / "model.safetensors")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_run_is_one_however_it_is_cut_and_goes_on_in_the_same_bits(way, shards, tmp_path):
+def test_run_is_one_however_it_is_cut_and_goes_on_in_the_same_bits(way, shards, others, tmp_path):
     settings = tmp_path / "zero.json"
     settings.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    if way == "mixture":
+        shards = [shards, others]
     options, whole = SHORT | WAYS[way] | {"deepspeed": settings}, tmp_path / "whole"
     train(shards, whole, options, 2)
     if way not in CUT_MATTERS:
         train(shards, tmp_path / "alone", options | {"batch.sequences_per_device": 8}, 1)
         assert losses(tmp_path / "alone") == pytest.approx(losses(whole), abs=1e-5)
 
+    if way == "mixture":
+        last = metrics(whole)[-1]
+        assert 0 < last["epoch_0_shards"] < last["epoch_1_others"]
     resumed = interrupted(whole, tmp_path / "resumed", HALF_WAY)
     printed = train(shards, resumed, options, 2)
     assert f"going on after step {HALF_WAY}" in printed[0]

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 
 import pytest
@@ -67,6 +68,22 @@ def test_processes_and_stages_draw_one_curve(layouts, stage, world_size):
     assert_same_curve(layouts(stage, world_size), layouts(0, 1))
 
 
+def test_processes_on_two_machines_draw_the_same_curve(layouts, shards, tmp_path):
+    """Each is the first of its machine: what belongs to one machine's processes is told by LOCAL_RANK alone."""
+    options = EXACT | {"deepspeed": configuration(tmp_path, 1)}
+    train(shards, tmp_path / "run", options, machines=2)
+    assert losses(tmp_path / "run") == losses(layouts(1, 2))
+
+
+def test_processes_with_other_data_or_settings_are_refused_by_all(shards, tmp_path):
+    other = make_shards(tmp_path / "other", seed=5)
+    with started(lambda rank: [shards, other][rank], tmp_path / "run", EXACT, 2) as jobs:
+        codes, printed = finish(jobs)
+    assert codes == [1, 1]
+    assert re.search("data of process 1 is [0-9a-f]+, that of process 0 is [0-9a-f]+; give all processes", printed[0])
+    assert not (tmp_path / "run").exists()
+
+
 CHANGES = [((1, 2), (3, 1)), ((3, 2), (0, 1))]
 MORE_CHANGES = [
     *[((stage, 2), (stage, 1)) for stage in (0, 1, 2, 3)],
@@ -93,15 +110,17 @@ def test_run_goes_on_with_other_processes_and_at_another_stage(layouts, shards, 
     assert all(torch.allclose(old[name], new[name], atol=2e-4) for name in old)
 
 
-def test_killed_at_a_random_step_and_begun_again_is_bit_identical(layouts, shards, tmp_path):
-    run, options = tmp_path / "run", EXACT | {"deepspeed": configuration(tmp_path, 1)}
-    step = random.randrange(1, 16)
+@pytest.mark.parametrize("stage", [1, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 2, 3))])
+def test_killed_at_a_random_step_and_begun_again_is_bit_identical(layouts, shards, tmp_path, stage):
+    run, options = tmp_path / "run", EXACT | {"deepspeed": configuration(tmp_path, stage)}
+    step = random.randrange(8, 16)  # the first checkpoint, of step 6, is complete some steps later
     with started(shards, run, options, 2) as jobs:
         wait_for_step(run, step, jobs)
         for job in jobs:
             os.killpg(job.pid, signal.SIGKILL)
-    train(shards, run, options)
-    unbroken = layouts(1, 2)
+    printed = train(shards, run, options)
+    assert "going on after step" in printed[0], f"killed at step {step}"
+    unbroken = layouts(stage, 2)
     assert losses(run) == losses(unbroken), f"killed at step {step}"
     for name in ("gradient_norm", "learning_rate", "tokens", "epoch"):
         assert [row[name] for row in metrics(run)] == [row[name] for row in metrics(unbroken)]

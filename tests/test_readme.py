@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import small_corpus
+from small_runs import free_port
 
 ROOT = Path(__file__).parent.parent
 TRAIN_OPTIONS = shlex.split(
@@ -61,6 +62,7 @@ def test_every_command_runs(tmp_path):
     for line in lines:
         words = shlex.split(line.replace("--num_gpus 8", "--num_gpus 2"))
         if words[0] == "deepspeed":
+            words[1:1] = ["--master_port", free_port()]
             words += TRAIN_OPTIONS
         done = subprocess.run(
             words, cwd=tmp_path, env={**os.environ, "PATH": programs}, capture_output=True, text=True, check=False

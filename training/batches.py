@@ -101,7 +101,11 @@ class TrainingBatches:
 
     def samples(self, consumed: int) -> Numbers:
         """Source and window (G, 2) of each sequence of the global batch that begins at `consumed`."""
-        return np.stack(self._places(np.arange(consumed, consumed + self.sequences, dtype=np.uint64)), axis=1)
+        return self.samples_of(consumed, self.sequences)
+
+    def samples_of(self, first: int, count: int) -> Numbers:
+        """Source and window (n, 2) of consecutive sequences."""
+        return np.stack(self._places(np.arange(first, first + count, dtype=np.uint64)), axis=1)
 
     def share(self, consumed: int, size: int, rank: int, world_size: int) -> Iterator[MicroBatch]:
         """A rank's part of the global batch that begins at sequence `consumed`, `size` sequences at a time.
@@ -128,7 +132,8 @@ class TrainingBatches:
         keys = []
         if not isinstance(self.predict, Causal):  # which draws nothing
             keys = [f"{self.seed}:{number}:{part}" for number in numbers.tolist() for part in range(parts)]
-        return MicroBatch.of(self.predict(rows, keys), flatten=self.flatten, room=room)
+        read = np.stack((sources, windows), axis=1)
+        return MicroBatch.of(self.predict(rows, keys), flatten=self.flatten, room=room, samples=read)
 
     def _read(self, sources: Numbers, begins: Numbers, rows: NDArray[Any]) -> None:
         """Fill each row from its source and token on."""

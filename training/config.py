@@ -4,6 +4,7 @@ Nothing here imports torch, so that `--help` answers at once. Every group refuse
 ValueError that names the value, the bound and the remedy.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -308,6 +309,11 @@ class Recipe:
         found = {name: groups[name](**record.get(name, {})) for name in groups}
         plain = {name: record[name] for name in ("from_pretrained", "attention") if name in record}
         return cls(**found, seed=record["seed"], **plain)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal settings."""
+        return hashlib.blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def differences(self, other: "Recipe") -> list[str]:
         """Settings in which `other` differs, as "model.layers 4 (was 6)"."""

@@ -159,7 +159,8 @@ def save_model(plan: Plan, weights: dict[str, "torch.Tensor"], precision: str, t
     from training.objectives import model_class
 
     disable_progress_bar()
-    dtype, config = torch.bfloat16 if precision == "bf16" else torch.float32, plan.model_config()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    config = plan.model_config()
     model = model_class(config).from_config(config, dtype=dtype)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = set(model.all_tied_weights_keys)

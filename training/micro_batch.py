@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     Inputs = dict[str, torch.Tensor]
 
 Arrays = dict[str, NDArray[Any]]
+Samples = NDArray[np.uint64]
 IGNORED = -100  # a label that is none; as in losses.py, which imports torch
 ROWS, BORDERS = "rows", "document_borders"
 
@@ -27,22 +28,32 @@ class MicroBatch:
 
     `tensors` are `rows` (B, T + 1), all of whose tokens but the last are inputs and all but the first labels, or
     `input_ids` and `labels` of their own; beside them further arguments of the model. `label_count` of the labels are
-    not IGNORED. If `is_flat`, sequences are laid end to end in one row, and `document_borders` tell where documents
-    begin in it: what the kernels for sequences of many lengths take (attention.py).
+    not IGNORED. `samples` are source and window (n, 2) of each sequence that was read. If `is_flat`, sequences are
+    laid end to end in one row, and `document_borders` tell where documents begin in it: what the kernels for sequences
+    of many lengths take (attention.py).
     """
 
     tensors: "Inputs"
     label_count: int
+    samples: Samples | None = None
     is_flat: bool = False
 
     @classmethod
-    def of(cls, arrays: Arrays, *, flatten: bool = False, room: "torch.Tensor | None" = None) -> "MicroBatch":
+    def of(
+        cls,
+        arrays: Arrays,
+        *,
+        flatten: bool = False,
+        room: "torch.Tensor | None" = None,
+        samples: Samples | None = None,
+    ) -> "MicroBatch":
         """What an objective made (objectives.py), in page-locked memory where there is a GPU.
 
         Args:
             arrays: as an objective returns them.
             flatten: lay sequences that have positions end to end.
             room: page-locked memory that `rows` may lie in already; then it is not copied.
+            samples: what was read.
         """
         flatten = flatten and "position_ids" in arrays
         found = {name: _pinned(array, room) for name, array in arrays.items()}
@@ -50,7 +61,7 @@ class MicroBatch:
             found[BORDERS] = _pinned(document_borders(arrays["position_ids"]))
         rows = arrays.get(ROWS)
         count = int((arrays["labels"] != IGNORED).sum()) if rows is None else len(rows) * (rows.shape[1] - 1)
-        return cls(found, count, flatten)
+        return cls(found, count, samples, flatten)
 
     def on(self, device: "torch.device | str") -> "Inputs":
         """`input_ids`, `labels` and all else on a device, of int64; what copies page-locked memory waits for nothing.

@@ -64,6 +64,16 @@ class Processes:
         torch.distributed.all_gather_object(values, value)
         return values
 
+    def refuse_differences(self, mine: dict[str, Any]) -> None:
+        """ValueError, on all processes, where what is to be the same on each is not; every process must call."""
+        for name, values in zip(mine, zip(*self.gathered(list(mine.values())), strict=True), strict=True):
+            other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+            if other is not None:
+                raise ValueError(
+                    f"{name} of process {other} is {values[other]}, that of process 0 is {values[0]}; give all "
+                    "processes the same command, and the same shards on every machine"
+                )
+
     def wait(self) -> None:
         """Return when every process has come here."""
         from deepspeed import comm
@@ -98,7 +108,13 @@ def join(local_rank: int, threads: int, precision: str = "auto") -> Processes:
 
     if not on_gpu:
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    except torch.distributed.DistNetworkError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0]
+        line = f"the processes cannot meet at {place}: {reason}; give the launcher another --master_port or address"
+        raise ValueError(line) from None
     device = torch.device("cpu")
     if on_gpu:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -30,7 +30,8 @@ class ReadAhead:
     """TrainingBatches whose shares a thread makes before they are asked for, one global batch after the other.
 
     A share is the same with and without it, because batches are a pure function of their numbers; one that does not
-    follow the last (a resumed run, data that is skipped) begins a new thread. What goes wrong in the thread is
+    follow the last (a resumed run, data that is skipped) begins a new thread. What was read is compared with what was
+    asked for, since the digest of a run's samples (sample_chain.py) is of that. What goes wrong in the thread is
     raised by `share`. Everything else is as of the batches: attributes are theirs.
 
     Args:
@@ -53,10 +54,14 @@ class ReadAhead:
             self.close()
             self._thread = _Reader(self.batches, cut, self.ahead)
         self._next = None  # until this one is read to its end
-        for _ in range(self.batches.sequences // world_size // size):
+        share = self.batches.sequences // world_size
+        begin = consumed + rank * share
+        for first in range(begin, begin + share, size):
             begun = time.monotonic()
             batch = self._thread.take()
             self.wait_seconds += time.monotonic() - begun
+            if batch.samples is None or (batch.samples != self.batches.samples_of(first, size)).any():
+                raise RuntimeError(f"sequences {first} to {first + size - 1} were asked for, others were read")
             yield batch
         self._next = cut._replace(consumed=consumed + self.batches.sequences)
 

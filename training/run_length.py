@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from training.meter import Meter
     from training.processes import Processes
     from training.run_folder import Plan
+    from training.stopping import StopRequest
 
 PROBE_SHARE = 0.04  # of the minutes to train, spent on timing steps before
 log = logging.getLogger("train")
 
 
-def with_known_length(job: "Job", everyone: "Processes") -> "Job":
-    """The job with its steps counted; where only minutes are given, by timing an engine that is thrown away."""
+def with_known_length(job: "Job", everyone: "Processes", stop: "StopRequest") -> "Job | None":
+    """The job with its steps counted; where only minutes are given, by timing an engine that is thrown away.
+
+    None if the run was asked to stop meanwhile.
+    """
     if not job.must_be_timed:
         return job
     assert job.length.budget_seconds is not None
@@ -32,10 +36,12 @@ def with_known_length(job: "Job", everyone: "Processes") -> "Job":
         log.info("timing steps for %.0f s, to plan %.0f s of training", probe_seconds, job.length.budget_seconds)
     engine = engines.build(job.plan.recipe, job.plan.model_config(), job.configuration, everyone)
     job.fit(engine.module)
-    seconds = steps.seconds_per_step(engine, job.training, everyone, probe_seconds)
+    seconds = steps.seconds_per_step(engine, job.training, everyone, probe_seconds, stop)
     engine.destroy()
     del engine
     gc.collect()  # so that two engines need not fit
+    if seconds is None:
+        return None
     return replace(job, plan=job.plan.ending(0, max(1, round(job.length.budget_seconds / seconds))))
 
 

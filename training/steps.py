@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from training.micro_batch import MicroBatch
     from training.processes import Processes
     from training.read_ahead import ReadAhead
+    from training.stopping import StopRequest
 
 PROBE_WARMUP_STEPS, PROBE_STEPS = 2, 4
 
@@ -117,9 +118,13 @@ def evaluate(engine: "DeepSpeedEngine", batches: "EvaluationBatches", processes:
 
 
 def seconds_per_step(
-    engine: "DeepSpeedEngine", batches: "ReadAhead", processes: "Processes", budget_seconds: float
-) -> float:
-    """Mean seconds of an optimizer step, the same number on every process.
+    engine: "DeepSpeedEngine",
+    batches: "ReadAhead",
+    processes: "Processes",
+    budget_seconds: float,
+    stop: "StopRequest",
+) -> float | None:
+    """Mean seconds of an optimizer step, the same number on every process; None if one was asked to stop.
 
     Takes real steps for about `budget_seconds`, at least PROBE_STEPS after PROBE_WARMUP_STEPS: hand it an engine
     that is thrown away.
@@ -130,6 +135,8 @@ def seconds_per_step(
         if timed == 0:
             begun = time.monotonic()
         taken = time.monotonic() - begun
+        if processes.total([stop.came])[0]:
+            return None
         if processes.from_first(timed >= PROBE_STEPS and taken >= budget_seconds):
             break
         take_step(engine, batches, processes, step * batches.sequences, learning_rate=0.0)

@@ -156,9 +156,11 @@ def main(
             return 0
         everyone, ending = processes.join(local_rank, threads, compute.precision), processes.Ending()
         stop = StopRequest()
+        told = {"data": job.plan.data_fingerprint, "settings": recipe.fingerprint, "the run's being begun": job.begun}
+        everyone.refuse_differences(told)
         with nvme.own_folders(configuration, Path(output), everyone.rank, everyone.world_size) as configuration:
-            job = replace(job, configuration=configuration)
-            finished = _train(with_known_length(job, everyone), everyone, stop)
+            timed = with_known_length(replace(job, configuration=configuration), everyone, stop)
+            finished = timed is not None and _train(timed, everyone, stop)
         processes.leave()
     if _is_first():
         print(results.told(job) if finished else f"stopped and saved; the same command goes on ({output})", flush=True)
