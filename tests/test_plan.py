@@ -313,7 +313,8 @@ def test_memory_is_what_a_run_takes(shards, tmp_path, stage, micro_batch, accumu
     def peak(name, shape, micro_batch, length):
         configuration = ROOT / "infra" / "deepspeed" / f"zero{stage}.json"
         settings = {f"model.{key}": getattr(shape, key) for key in ("hidden_size", "layers", "heads")}
-        settings |= {"batch.sequence_length": length, "batch.sequences": accumulated * micro_batch, "max_steps": 3}
+        settings |= {"batch.sequence_length": length, "batch.sequences": accumulated * micro_batch}
+        settings |= {"max_steps": 5, "checkpoint_every": 2}
         settings |= {"batch.sequences_per_device": micro_batch, "evaluation_tokens": 0, "deepspeed": configuration}
         train(shards, tmp_path / name, TINY | settings, world_size=1)
         return metrics(tmp_path / name)[-1]["memory_bytes"]

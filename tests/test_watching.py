@@ -159,6 +159,27 @@ def test_memory_is_at_least_what_is_held():
     assert peak_memory_bytes(torch.device("cpu")) >= block.nbytes
 
 
+def test_pages_of_shards_are_not_memory_of_the_process(tmp_path):
+    """In a process of its own, whose memory nothing else ever filled."""
+    path = tmp_path / "shard"
+    path.write_bytes(bytes(300 << 20))
+    code = """
+import mmap, sys
+from types import SimpleNamespace
+from training.gauges import mapped_bytes, peak_memory_bytes
+cpu, before = SimpleNamespace(type="cpu"), mapped_bytes()
+held = peak_memory_bytes(cpu, before)
+with open(sys.argv[1], "rb") as file:
+    shard = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    sum(shard[place] for place in range(0, len(shard), 4096))
+    print(peak_memory_bytes(cpu) - held, peak_memory_bytes(cpu, before) - held)
+"""
+    done = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True)
+    shown, counted = map(int, done.stdout.split())
+    assert shown > 250 << 20
+    assert abs(counted) < 30 << 20
+
+
 FAKE_WANDB = """
 import json, pathlib
 class Run:

@@ -89,6 +89,8 @@ def _completed(recipe: Recipe, configuration: dict[str, Any], processes: Process
     if stage != zero.get("stage", 0):
         log.info("ZeRO stage 0 in %s is run as stage 1", processes.precision)
     by_muon = recipe.optimizer.kind == "muon"
+    if by_muon and recipe.optimizer.gradient_clipping:
+        log.info("gradients are not clipped: Muon's updates have a norm of their own (optimizer.gradient_clipping)")
     if by_muon and stage == 3:
         zero = zero | {"reduce_scatter": False}
     completed = configuration | {

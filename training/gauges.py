@@ -31,6 +31,7 @@ class Gauges:
     def __init__(self, engine: Any, batches: "ReadAhead", processes: "Processes", sequence_length: int) -> None:
         self._batches = batches
         self._device, self._split = processes.device, TimeSplit(processes.device)
+        self._files = mapped_bytes()
         self._flops = size_of_module(engine.module).flops_per_token(sequence_length)
         self._split.watch_engine(engine, innermost_optimizer(engine))
         mine, self.peak_source = peak_of(self._device, "bf16" if processes.autocast else processes.precision)
@@ -54,7 +55,7 @@ class Gauges:
         rest = max(0.0, seconds - waited - sum(parts.values()))
         return {
             "mfu": round(tokens * self._flops / seconds / self.peak, 5),
-            "memory_bytes": peak_memory_bytes(self._device),
+            "memory_bytes": peak_memory_bytes(self._device, self._files),
             "data_wait_seconds": round(waited, 6),
             "forward_seconds": round(parts["forward"], 5),
             "backward_seconds": round(rest, 5),
@@ -119,18 +120,34 @@ def measured_peak(device: "torch.device", precision: str) -> float:
     return 2 * size**3 / best
 
 
-def peak_memory_bytes(device: "torch.device") -> int:
-    """The most that this process ever held: of the GPU's memory by torch, else of the machine's (resident)."""
+def peak_memory_bytes(device: "torch.device", files: int | None = None) -> int:
+    """The most that this process ever held: of the GPU's memory by torch, else of the machine's (resident).
+
+    Pages of files that it shows beyond `files` bytes are the page cache's, as those of shards are, and not counted.
+    """
     if device.type == "cuda":
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
+    peak = _status("VmHWM")
+    if peak is not None:
+        return peak if files is None else peak - max(0, mapped_bytes() - files)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
+
+
+def mapped_bytes() -> int:
+    """Resident pages of files that this process shows: libraries, and shards; 0 where the system does not tell."""
+    return _status("RssFile") or 0
+
+
+def _status(name: str) -> int | None:
+    """A figure of Linux about this process, in bytes."""
     try:
         with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+            return next(int(line.split()[1]) << 10 for line in status if line.startswith(name))
     except (OSError, StopIteration):
-        import resource
-        import sys
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak << 10
+        return None

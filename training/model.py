@@ -75,6 +75,8 @@ def _from_text(text: str, context_tokens: int, common: dict[str, Any]) -> "Pretr
     except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"model.config is no configuration of `transformers` ({kind}): {reason}") from None
+    if config.get_text_config() is not config:
+        raise ValueError(f"model.config is of several models ({kind}); give the one that writes text, its text_config")
     if rows is None or config.pad_token_id == common["eos_token_id"]:
         config.pad_token_id = None
     context = getattr(config, "max_position_embeddings", None) or context_tokens

@@ -31,6 +31,8 @@ _ONLY_OF = {
     "objective.suffix_first": ("fill_in_the_middle",),
     "objective.noise": ("masked", "spans"),
     "objective.span_length": ("spans",),
+    "optimizer.implementation": ("adamw",),
+    "optimizer.gradient_clipping": ("adamw",),
     "optimizer.muon_learning_rate": ("muon",),
     "optimizer.muon_momentum": ("muon",),
     "schedule.final_fraction": ("cosine", "wsd"),
