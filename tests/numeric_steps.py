@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, replace
 
 import torch
+from deepspeed.comm import comm
 
 from training import engine as engines
 from training import processes, steps
@@ -17,6 +18,7 @@ from training.micro_batch import MicroBatch
 from training.model import configuration
 
 LENGTH, SEQUENCES, STEPS, VOCABULARY = 16, 8, 4, 50
+MANY = 512
 MODEL = Model(hidden_size=32, layers=2, heads=2)
 PLAIN = Compute()
 ADAMW = Optimizer(learning_rate=0.01)
@@ -90,10 +92,48 @@ def run(case, rank, world_size):
     return rows
 
 
+class Repeated:
+    """One sequence, so many times."""
+
+    def __init__(self, count):
+        self.sequences = count
+
+    def share(self, consumed, size, rank, world_size):
+        whole = global_batch(0)
+        for _ in range(self.sequences // world_size):
+            yield MicroBatch.of({name: values[-1:].numpy() for name, values in whole.items()})
+
+
+def accumulated(stage):
+    """Gradient norms of a step on one sequence a process, and on MANY, in bf16; and the types that were reduced."""
+    reduced, norms = set(), []
+    for name in ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor"):
+        setattr(comm.cdb, name, noting(getattr(type(comm.cdb), name).__get__(comm.cdb), reduced))
+    config = configuration(MODEL, vocab_size=VOCABULARY, context_tokens=LENGTH, end_of_text_id=0)
+    everyone = replace(EVERYONE, precision="bf16")
+    for count in (EVERYONE.world_size, MANY):
+        recipe = Recipe(MODEL, Batch(LENGTH, count, 1), replace(ADAMW, gradient_clipping=0.0), Schedule(), 0)
+        engine = engines.build(recipe, config, {"zero_optimization": {"stage": stage}}, everyone)
+        steps.take_step(engine, Repeated(count), everyone, 0, 0.01)
+        norms.append(float(engine.get_global_grad_norm()))
+        engine.destroy()
+    return {"norms": norms, "reduced": sorted(reduced)}
+
+
+def noting(collective, types):
+    def noted(*arguments, **named):
+        given = [one for one in (*arguments, *named.values()) if isinstance(one, torch.Tensor)]
+        types.update(str(one.dtype) for one in given if one.is_floating_point() and one.numel() > 1)
+        return collective(*arguments, **named)
+
+    return noted
+
+
 if __name__ == "__main__":
     EVERYONE = processes.join(-1, 1)
     chosen = sys.argv[2:] or list(CASES)
     results = {name: run(CASES[name], EVERYONE.rank, EVERYONE.world_size) for name in chosen}
+    results["accumulated"] = {stage: accumulated(stage) for stage in (1, 2, 3)}
     if EVERYONE.is_first:
         with open(sys.argv[1], "w") as file:
             json.dump(results, file)

@@ -142,6 +142,14 @@ def test_bf16_weights_have_the_sums_of_their_gradients_in_fp32(computed, stage):
     assert [row[1] for row in found] == pytest.approx([row[1] for row in rows], rel=1e-2)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_gradients_of_many_micro_batches_are_added_up_and_reduced_in_fp32(computed, stage):
+    """Of equal gradients a sum in bf16 takes in only some 256: what comes is below half an ulp then."""
+    found = computed["accumulated"][str(stage)]
+    assert found["norms"][1] == pytest.approx(found["norms"][0], rel=1e-2)
+    assert found["reduced"] == ["torch.float32"]
+
+
 @pytest.mark.parametrize("name", ["bf16", "bf16_chunks"])
 def test_bf16_products_with_fp32_weights_stay_near_fp32(computed, name):
     near = [row[0] for row in computed["plain" if name == "bf16" else "z_loss"]]
