@@ -135,6 +135,12 @@ def test_peaks_are_those_of_data_sheets():
     assert [known_peak(name) for name in names] == [989e12, 989e12, 312e12, 148e12, 756e12, None]
 
 
+def test_a_gpu_has_to_hold_the_weights_before_they_are_cut():
+    shape, cut = Model(hidden_size=4096, layers=32, heads=32), Layout(3, 64, 1, "bf16", offload=True)
+    memory = estimate(shape, vocab_size=32768, sequence_length=128, layout=cut)
+    assert memory.peak == 2 * size_of(shape, vocab_size=32768, context_tokens=128).parameters
+
+
 def test_memory_is_that_of_the_card_that_a_name_means():
     names = [
         "H100",

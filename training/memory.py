@@ -64,6 +64,7 @@ class Memory:
     """Bytes on one device, by what holds them.
 
     Args:
+        start: weights of the whole model, which DeepSpeed puts on each GPU before stage 3 cuts them.
         weights: of the model, and what stage 3 has gathered of them.
         optimizer: fp32 copy and moments.
         gradients: as they wait for the update.
@@ -78,6 +79,7 @@ class Memory:
             where it serves the next moment, as on GPUs.
     """
 
+    start: float
     weights: float
     optimizer: float
     gradients: float
@@ -99,7 +101,8 @@ class Memory:
         if self.scattered:
             copy = max(0.0, self.copy - FOUND_FOR_COPY * forward)
             return kept + self.scattered * forward + backward + self.flat_gradients + copy
-        return kept + max(self.held_gradients + forward, backward, self.gradients + self.flat_gradients)
+        step = kept + max(self.held_gradients + forward, backward, self.gradients + self.flat_gradients)
+        return max(self.start, step)
 
 
 def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Layout) -> Memory:
@@ -121,6 +124,7 @@ def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Lay
         weights, optimizer, flat = element * min(count, LIVE_ELEMENTS), 0.0, 0.0
     scattered = SCATTERED_ACCUMULATING if layout.accumulates else SCATTERED
     return Memory(
+        start=float(element * count),
         weights=weights,
         optimizer=optimizer,
         gradients=gradients,
