@@ -155,6 +155,20 @@ def test_full_disk_and_damaged_file_cost_steps_but_not_the_run(layouts, shards, 
 
 
 @pytest.mark.slow
+def test_muon_goes_on_in_its_layout_or_says_that_it_cannot(shards, tmp_path):
+    options = EXACT | {"deepspeed": configuration(tmp_path, 1), "optimizer.kind": "muon", "max_steps": 8}
+    train(shards, tmp_path / "run", options)
+    run = interrupted(tmp_path / "run", tmp_path / "again", 6)
+    with started(shards, run, options, 1) as jobs:
+        codes, printed = finish(jobs)
+    assert codes == [1]
+    assert "step_00000006 was saved by 2 processes at ZeRO stage 1, and momenta of Muon cannot be cut" in printed[0]
+    assert "Traceback" not in printed[0]
+    train(shards, run, options)
+    assert losses(run) == losses(tmp_path / "run")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("offloaded", [False, True])
 def test_deepspeeds_adam_draws_the_curve_of_torchs_and_goes_on_like_it(layouts, shards, tmp_path, offloaded):
     """It counts its steps in another form, which resuming in the same layout and in others has to keep."""
