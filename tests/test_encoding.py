@@ -113,6 +113,8 @@ def test_ids_are_those_of_tokenizers(folder, contents):
 
 @settings(deadline=None, max_examples=100)
 @given(text=long_texts)
+@example(text="def f(x):" + "\x80" * 7 + "\U00010000" * 2 + "\n\n  42" + "日本" * 90)
+@example(text="日本" * 20 + "  " + "4" * 60 + "   " + "日本" * 20 + "   42")
 def test_long_documents_have_the_ids_of_the_whole(folder, text):
     with pytest.MonkeyPatch.context() as patch:
         small_pieces(patch)

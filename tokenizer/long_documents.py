@@ -75,15 +75,19 @@ class Cutter:
         """The next piece where no cut is certain by its bytes: the pre-tokens of a window but for the last ones.
 
         A match looks no further than the first character that is neither white space nor part of its own run, so all
-        are certain that end before the last pre-token which holds such a character begins.
+        are certain that end before the last pre-token which holds such a character begins. The piece ends with the one
+        before it that holds such a character: white space behind that would be split otherwise without what follows
+        (two blanks before a number are two pre-tokens, at the end of a text one).
         """
         end = _character_start(data, min(begin + WINDOW_BYTES, len(data)))
         found = [text for text, _ in self._split.pre_tokenize_str(_text(data, begin, end))]
         solid = [number for number, text in enumerate(found) if text.strip(_BLANKS)]
-        if solid and solid[-1] > 0:
-            return Piece(begin, begin + sum(len(text.encode()) for text in found[: solid[-1]]))
+        if len(solid) > 1:
+            return Piece(begin, begin + sum(len(text.encode()) for text in found[: solid[-2] + 1]))
         if not solid:
             return self._blanks(data, begin, end)
+        if solid[0] > 0:
+            return Piece(begin, begin + len(found[0].encode()), run=True, blank=True)
         if len(found) > 1:
             return Piece(begin, begin + len(found[0].encode()))
         return self._run(data, begin, end)

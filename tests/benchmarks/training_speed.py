@@ -33,6 +33,7 @@ ACCELERATE = "accelerate==1.15.0"  # which Trainer needs and the project does no
 ROUNDS, TOKENS = 3, 3_000_000
 BARE_BAR, TRAINER_BAR, BEST_BAR, LOADER_BAR = 0.95, 1.0, 1.5, 10.0
 MFU_BARS, WAIT_BAR, LIMIT_SECONDS = {"124M": 0.45, "1.5B": 0.50}, 0.005, 1800
+LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -161,22 +162,43 @@ def _flops_per_token(setting: Setting) -> float:
 def _ours(
     setting: Setting, shards: Path, compute: dict[str, object], deepspeed: str = "zero0.json"
 ) -> dict[str, float]:
-    """Median seconds of a step, and of its parts, by training/train.py, which is ended when they are known."""
+    """Median seconds of a step, and of its parts, by training/train.py, which is ended when they are known.
+
+    A step lasts from one row of the metrics to the next, with all that is done for it, as the steps of Trainer do: the
+    times are those at which the file was written.
+    """
     output = WORK / "run"
     shutil.rmtree(output, ignore_errors=True)
     with (WORK / "train.log").open("w+") as log:
         job = subprocess.Popen(command_of(setting, shards, output, compute, deepspeed), stdout=log, stderr=log)
         wanted, deadline = setting.warmup_steps + setting.steps, time.monotonic() + LIMIT_SECONDS
+        written, rows = dict[int, float](), list[dict[str, float]]()
         try:
-            while len(rows := rows_of(output)) < wanted and job.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.5)
+            while job.poll() is None and time.monotonic() < deadline:
+                rows, at = rows_and_time(output)
+                written.setdefault(len(rows), at)
+                if len(rows) >= wanted:
+                    break
+                time.sleep(LOOK_SECONDS)
         finally:
             job.kill()
             job.wait()
         if len(rows) < wanted:
             log.seek(0)
             raise RuntimeError(f"training/train.py took {len(rows)} of {wanted} steps:\n{log.read()[-2000:]}")
-    return medians(rows, setting)
+    ends = [written[count] for count in range(setting.warmup_steps, wanted + 1) if count in written]
+    return medians(rows, setting) | {"seconds": float(np.median(np.diff(ends)))}
+
+
+def rows_and_time(output: Path) -> tuple[list[dict[str, float]], float]:
+    """The metrics of whole lines, and when the last was written."""
+    path = output / "metrics.jsonl"
+    if not path.is_file():
+        return [], 0.0
+    while True:
+        before, rows = path.stat().st_mtime, rows_of(output)
+        if path.stat().st_mtime == before:
+            return rows, before
 
 
 def command_of(setting: Setting, shards: Path, output: Path, compute: dict[str, object], deepspeed: str) -> list[str]:
