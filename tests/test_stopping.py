@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_runs import LIMIT_SECONDS, TINY, free_port, losses, metrics, train, words
+from small_runs import LIMIT_SECONDS, TINY, finish, free_port, losses, metrics, started, train, words
 from small_shards import make_shards
 
 from training.stopping import _is_launcher, _parent
@@ -107,6 +107,21 @@ def test_end_of_the_runner_makes_all_processes_save_and_go(shards, tmp_path):
 )
 def test_signal_makes_all_processes_save_and_go(shards, tmp_path, place, number, code):
     assert stopped(shards, tmp_path / "run", place, number) == code
+
+
+def test_signal_while_steps_are_timed_is_heard(shards, tmp_path):
+    """A share of the minutes that are asked for: it may last longer than Slurm waits."""
+    options = TINY | {"train_minutes": 600, "evaluation_tokens": 0}
+    with started(shards, tmp_path / "run", options, 2) as jobs:
+        for line in jobs[0].stdout:
+            if "timing steps for 1440 s" in line:
+                break
+        time.sleep(6)
+        os.kill(jobs[1].pid, signal.SIGUSR1)
+        codes, printed = finish(jobs)
+    assert codes == [75, 75]
+    assert "the same command goes on" in printed[0]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
