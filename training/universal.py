@@ -157,7 +157,7 @@ def _from_whole(source: Path, target: Path) -> None:
     path = source / "mp_rank_00_model_states.pt"
     state = torch.load(path, map_location="cpu", weights_only=False, mmap=False)
     moments = state["optimizer"]["state"]
-    # One for all: DeepSpeed's fused AdamW counts those of the last parameter of each group. Muon counts none.
+    # One for all: DeepSpeed's fused AdamW counts those of the last parameter of each group.
     step = max((values["step"] for values in moments.values() if "step" in values), default=None)
     for number, name in enumerate(state[NAMES]):
         folder = target / "zero" / name
