@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from training import objectives
 from training.attention import FUSED, refuse_other_reading, use_fused
 from training.config import Model, Objective
 from training.micro_batch import MicroBatch
@@ -107,6 +108,23 @@ BY_NAME = {
     "roberta": SMALL,
     "electra": SMALL | {"embedding_size": 32},
 }
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_masked_model_is_asked_whether_it_heeds_the_mask_of_documents(implementation):
+    """An eager one adds a mask to the scores, which one of True and False must not be."""
+    objective = Objective("masked")
+    config = objectives.configuration(
+        objective, Model(hidden_size=32, heads=2), vocab_size=VOCABULARY, context_tokens=LENGTH, end_of_text_id=END
+    )
+    model = build(config, seed=0)
+    model.set_attn_implementation(implementation)
+    refuse_other_reading(model, objective, "sequence")
+    if implementation == "sdpa":
+        refuse_other_reading(model, objective, "document")
+        return
+    with pytest.raises(ValueError, match="model bert does not keep documents apart; use --attention sequence"):
+        refuse_other_reading(model, objective, "document")
 
 
 @pytest.mark.parametrize("name", BY_NAME)

@@ -16,6 +16,7 @@ HALF_WAY = 4
 WAYS = {
     "fill_in_the_middle": {"objective.kind": "fill_in_the_middle"},
     "masked": {"objective.kind": "masked", "model.dropout": 0.1},
+    "masked documents": {"objective.kind": "masked", "attention": "document"},
     "spans": {"objective.kind": "spans"},
     "documents": {"attention": "document"},
     "growing": {"data.warmup_steps": 6, "data.warmup_length": 8},

@@ -8,6 +8,8 @@ torch.nn.attention.varlen, in 16 bits on GPUs only; elsewhere documents are kept
 from typing import TYPE_CHECKING, Any
 
 from training.config import Attention, Objective
+from training.micro_batch import same_document
+from training.objectives import FITTING
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +33,7 @@ def use_fused(model: "PreTrainedModel", objective: Objective, attention: Attenti
             f"attention document needs a mask, which {config._attn_implementation} does not take; leave "
             "attn_implementation out of model.config"
         )
-    if config.model_type not in PLAIN or objective.kind not in ("causal", "fill_in_the_middle"):
+    if config.model_type not in PLAIN or objective.kind in FITTING:
         return
     if config._attn_implementation != "sdpa" or (attention == "document" and not (in_16_bits and _has_varlen(config))):
         return
@@ -49,12 +51,16 @@ def refuse_other_reading(model: "PreTrainedModel", objective: Objective, attenti
     models that pass over positions (OPT, Falcon, BLOOM), or keep a state across borders (Mamba).
     """
     config = model.config
-    if config.model_type in PLAIN or objective.kind not in ("causal", "fill_in_the_middle"):
+    if config.model_type in PLAIN or (objective.kind in FITTING and attention == "sequence"):
         return
     import torch
 
     ids = (torch.arange(1, 7) % config.get_text_config().vocab_size).unsqueeze(0)
-    positions = {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])} if attention == "document" else {}
+    borders: dict[str, torch.Tensor] = {}
+    if attention == "document":
+        borders["position_ids"] = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    if objective.kind == "masked":
+        borders["attention_mask"] = same_document(torch.tensor([[1, 1, 1, 2, 2, 2]]))
     training = model.training
     model.eval()
 
@@ -62,18 +68,18 @@ def refuse_other_reading(model: "PreTrainedModel", objective: Objective, attenti
         """Whether another token at a place moves logits that must not know of it."""
         other = ids.clone()
         other[0, place] = ids[0, place - 1]
-        one, two = (model(input_ids=text, use_cache=False, **positions).logits[0, seen] for text in (ids, other))
+        one, two = (model(input_ids=text, use_cache=False, **borders).logits[0, seen] for text in (ids, other))
         return not torch.allclose(one, two, rtol=1e-4, atol=1e-5)
 
     kind = f"model {config.model_type}"
     try:
         with torch.no_grad():
-            if moved(5, slice(0, 5)):
+            if objective.kind not in FITTING and moved(5, slice(0, 5)):
                 raise ValueError(
                     f"{kind} sees the tokens that it is to predict; --objective.kind causal cannot train it"
                 )
             if attention == "document" and moved(1, slice(3, 6)):
-                raise ValueError(f"{kind} does not keep documents apart by their positions; use --attention sequence")
+                raise ValueError(f"{kind} does not keep documents apart; use --attention sequence")
     except TypeError as error:
         raise ValueError(f"{kind} cannot be trained here: {str(error).splitlines()[0]}") from None
     finally:

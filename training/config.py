@@ -294,8 +294,8 @@ class Recipe:
     attention: Attention = "sequence"
 
     def __post_init__(self) -> None:
-        if self.attention == "document" and self.objective.kind not in ("causal", "fill_in_the_middle"):
-            raise ValueError(f"attention document is of causal objectives, not of {self.objective.kind}")
+        if self.attention == "document" and self.objective.kind == "spans":
+            raise ValueError("attention document is not of spans: hidden runs do not heed borders; use sequence")
         if self.objective.kind == "spans" and not self.model.tie_embeddings:
             raise ValueError(
                 "model.tie_embeddings false is not of spans: T5 of `transformers` is always tied; leave it"

@@ -130,6 +130,8 @@ class Job:
         return Samples(
             self.folder.samples,
             self.tokenizer,
+            objective=plan.recipe.objective,
+            predict=self.training.batches.predict,
             end_of_text_id=plan.end_of_text_id,
             context_tokens=plan.recipe.batch.sequence_length,
             watch=self.watch,

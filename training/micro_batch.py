@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, NDArray[Any]]
 Samples = NDArray[np.uint64]
 IGNORED = -100  # a label that is none; as in losses.py, which imports torch
-ROWS, BORDERS = "rows", "document_borders"
+ROWS, BORDERS, DOCUMENTS = "rows", "document_borders", "documents"
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class MicroBatch:
     """Sequences that a device takes at once.
 
     `tensors` are `rows` (B, T + 1), all of whose tokens but the last are inputs and all but the first labels, or
-    `input_ids` and `labels` of their own; beside them further arguments of the model. `label_count` of the labels are
-    not IGNORED. `samples` are source and window (n, 2) of each sequence that was read. If `is_flat`, sequences are
+    `input_ids` and `labels` of their own; beside them further arguments of the model, and for models that read both
+    ways `documents` (B, T), the number of each token's, of which the device makes a mask. `label_count` of the labels
+    are not IGNORED. `samples` are source and window (n, 2) of each sequence that was read. If `is_flat`, sequences are
     laid end to end in one row, and `document_borders` tell where documents begin in it: what the kernels for sequences
     of many lengths take (attention.py).
     """
@@ -64,19 +65,27 @@ class MicroBatch:
         return cls(found, count, samples, flatten)
 
     def on(self, device: "torch.device | str") -> "Inputs":
-        """`input_ids`, `labels` and all else on a device, of int64; what copies page-locked memory waits for nothing.
+        """`input_ids`, `labels` and all else on a device, of int64, masks of bool.
 
-        torch reuses that memory when a copy is done.
+        What copies page-locked memory waits for nothing; torch reuses that memory when a copy is done.
         """
         there = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
         borders = {name: there.pop(name) for name in (BORDERS,) if name in there}
         there = {name: tensor.long() for name, tensor in there.items()}
         rows = there.pop(ROWS, None)
+        documents = there.pop(DOCUMENTS, None)
+        if documents is not None:
+            there["attention_mask"] = same_document(documents)
         if rows is not None:
             there = {"input_ids": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()} | there
         if self.is_flat:
             there = {name: tensor.reshape(1, -1) for name, tensor in there.items()}
         return there | borders
+
+
+def same_document(documents: "torch.Tensor") -> "torch.Tensor":
+    """The mask (B, 1, T, T) by which each token sees its document alone: True where numbers (B, T) are equal."""
+    return (documents.unsqueeze(2) == documents.unsqueeze(1)).unsqueeze(1)
 
 
 def room_for(rows: int, tokens: int, dtype: Any) -> "torch.Tensor":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizer.encode import MASK, Encoder, sentinel
 from training.config import Attention, Model, Objective
 from training.fill_in_middle import FillInTheMiddle
-from training.micro_batch import IGNORED, ROWS, Arrays
+from training.micro_batch import DOCUMENTS, IGNORED, ROWS, Arrays
 from training.order import generator
 
 if TYPE_CHECKING:
@@ -35,13 +35,14 @@ def prediction(objective: Objective, attention: Attention, encoder: Encoder, seq
         encoder: of the tokenizer that wrote the shards.
         sequence_length: T of the longest rows.
     """
+    end_of_text_id = encoder.end_of_text_id if attention == "document" else None
     if objective.kind == "masked":
-        return Masked(encoder.id_of(MASK), encoder.vocab_size, objective.noise)
+        return Masked(encoder.id_of(MASK), encoder.vocab_size, objective.noise, end_of_text_id)
     if objective.kind == "spans":
         _, count = noise_counts(sequence_length, objective.noise, objective.span_length)
         sentinels = [encoder.id_of(sentinel(number)) for number in range(count)]
         return Spans(sentinels, encoder.end_of_text_id, objective.noise, objective.span_length)
-    causal = Causal(encoder.end_of_text_id if attention == "document" else None)
+    causal = Causal(end_of_text_id)
     if objective.kind == "causal":
         return causal
     rearrange = FillInTheMiddle(encoder, objective.rate, objective.suffix_first)
@@ -99,10 +100,12 @@ class Masked:
         mask_id: of the mask token.
         vocab_size: random tokens are below.
         noise: share of tokens that are chosen; at least one is.
+        end_of_text_id: given where documents are read apart: as of `Causal`, and `documents` numbers those of a row.
     """
 
-    def __init__(self, mask_id: int, vocab_size: int, noise: float) -> None:
+    def __init__(self, mask_id: int, vocab_size: int, noise: float, end_of_text_id: int | None = None) -> None:
         self.mask_id, self.vocab_size, self.noise = mask_id, vocab_size, noise
+        self.end_of_text_id = end_of_text_id
 
     def __call__(self, rows: Rows, keys: list[str]) -> Arrays:
         inputs = rows[:, :-1].astype(np.int64)
@@ -114,7 +117,11 @@ class Masked:
             label[chosen] = row[chosen]
             fate, anything = draw.random(count), draw.integers(0, self.vocab_size, count)
             row[chosen] = np.select([fate < 0.8, fate < 0.9], [self.mask_id, anything], row[chosen])
-        return {"input_ids": inputs, "labels": labels}
+        arrays: Arrays = {"input_ids": inputs, "labels": labels}
+        if self.end_of_text_id is None:
+            return arrays
+        positions = document_positions(rows[:, :-1], self.end_of_text_id)
+        return arrays | {"position_ids": positions, DOCUMENTS: (positions == 0).cumsum(1, dtype=np.int32)}
 
 
 class Spans:

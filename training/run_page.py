@@ -8,6 +8,7 @@ from pathlib import Path
 
 from training.line_charts import COLORS, Line, Points, chart
 from training.meter import Row, clock, read_metrics
+from training.objectives import FITTING
 from training.run_folder import Plan, RunFolder
 from training.samples import Sample, read_samples
 
@@ -69,7 +70,7 @@ def page(path: Path, plan: Plan, rows: Sequence[Row], samples: Sequence[Sample])
         f"and greatest{'; dashed lines are the events below' if told else ''}.</p>",
         _curves(rows, [step for step, _ in told]),
         _events(told),
-        _samples(samples),
+        _samples(samples, follows=plan.recipe.objective.kind not in FITTING),
         _settings(plan),
         "</body>\n</html>\n",
     ]
@@ -170,7 +171,9 @@ def _events(told: Sequence[tuple[int, str]]) -> str:
     return f'<h2>Events</h2>\n<table><tr><th class="number">Step</th><th>What</th></tr>{lines}</table>{more}'
 
 
-def _samples(samples: Sequence[Sample]) -> str:
+def _samples(samples: Sequence[Sample], *, follows: bool) -> str:
+    """`follows`: completions are what comes after their prompts."""
+    between = "" if follows else "\n"
     steps = sorted({row["step"] for row in samples})
     shown = sorted(
         {steps[round(place * (len(steps) - 1) / (SAMPLED_STEPS - 1))] for place in range(SAMPLED_STEPS)}
@@ -183,7 +186,7 @@ def _samples(samples: Sequence[Sample]) -> str:
         for row in samples:
             if row["step"] == step:
                 prompt, text = (html.escape(str(row[name])[:MAX_CHARACTERS]) for name in ("prompt", "completion"))
-                parts.append(f"<pre><b>{prompt}</b>{text}</pre>")
+                parts.append(f"<pre><b>{prompt}</b>{between}{text}</pre>")
     return "<h2>What the model writes</h2>\n" + "\n".join(parts) if parts else ""
 
 

@@ -1,14 +1,17 @@
-"""What the model writes while it trains: a few prompts continued at each evaluation, kept in samples.jsonl."""
+"""What the model writes while it trains: a few prompts at each evaluation, kept in samples.jsonl."""
 
-import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizer.encode import FILE_SEPARATOR, REPOSITORY_NAME
-from training.decoding import Sampling, choose, generator_for
+import numpy as np
+
+from tokenizer.encode import FILE_SEPARATOR, MASK, REPOSITORY_NAME
+from training.config import Objective
+from training.decoding import Sampling
+from training.objectives import Prediction
 from training.watch import Watch
+from training.writing import Ids, continuations, hidden_runs, hidden_tokens, shown
 
 if TYPE_CHECKING:
     from training.processes import Processes
@@ -17,13 +20,18 @@ Sample = dict[str, Any]
 
 
 class Samples:
-    """Continues the same prompts at every evaluation.
+    """Has the same prompts continued at every evaluation; or, by objective, what is hidden of them filled in.
+
+    A row of the file is a step, a `prompt` as the model reads it, and the `completion` that it writes: what follows;
+    the whole prompt again, with what a masked model puts in the place of hidden tokens; or the hidden runs, each after
+    its sentinel. The same tokens are hidden at every evaluation.
 
     Args:
         path: samples.jsonl; rows beyond `step` are dropped, so that a resumed run has each sample once.
         tokenizer: tokenizer.json of the shards.
+        objective: of the run; `predict` hides tokens as in training.
         end_of_text_id: where a sample ends, as it does where the next file of a repository begins; an empty prompt
-            begins after it.
+            begins after it. There is nothing to hide in one of fewer than two tokens: it is left out then.
         context_tokens: the model's context.
         watch: prompts, length and temperature.
         seed: of the run; with step and number of the prompt it keys what is drawn.
@@ -35,6 +43,8 @@ class Samples:
         path: Path,
         tokenizer: Path,
         *,
+        objective: Objective,
+        predict: Prediction,
         end_of_text_id: int,
         context_tokens: int,
         watch: Watch,
@@ -43,79 +53,77 @@ class Samples:
     ) -> None:
         from tokenizers import Tokenizer
 
-        self._path, self._watch, self._seed = path, watch, seed
-        self._tokenizer = Tokenizer.from_file(str(tokenizer))
-        self._new = min(watch.sample_tokens, context_tokens - 1)
-        room = context_tokens - self._new
+        self._path, self._watch, self._seed, self._step = path, watch, seed, step
+        self._kind, self._predict, self._end = objective.kind, predict, end_of_text_id
+        self._tokenizer, self._context = Tokenizer.from_file(str(tokenizer)), context_tokens
         encoded = [self._tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in watch.prompts]
-        named = (self._tokenizer.token_to_id(name) for name in (FILE_SEPARATOR, REPOSITORY_NAME))
-        self._ends = [end_of_text_id, *(one for one in named if one is not None)]
-        self._rows = [(ids or [end_of_text_id])[-room:] for ids in encoded]
-        self._step = step
+        self._rows: list[Ids] = [ids[-context_tokens:] for ids in encoded]
 
     def write(self, engine: Any, processes: "Processes", step: int) -> None:
-        """Continue the prompts with the weights of a step; every process must call, the first one writes.
-
-        All take the same number of passes, because a model that ZeRO stage 3 has cut is put together by all of them
-        at once. The whole text is read anew for each token, in one shape: for some dozens of tokens that is cheap,
-        and nothing has to be compiled twice.
-        """
-        if not self._new or not self._rows or not writes_text(engine.module):
+        """Have the weights of a step write; every process must call, the first one writes the file."""
+        if not self._watch.sample_tokens or not self._rows:
             return
-        written = continuations(
-            engine,
-            self._rows,
-            new_tokens=self._new,
-            ends=self._ends,
-            sampling=Sampling(self._watch.temperature),
-            seeds=[(self._seed, step, number) for number in range(len(self._rows))],
-        )
+        ways = {"masked": self._filled_in, "spans": self._runs}
+        written = ways.get(self._kind, self._continued)(engine, step)
         if not processes.is_first:
             return
-        rows = [
-            {"step": step, "prompt": prompt, "completion": self._tokenizer.decode(ids)}
-            for prompt, ids in zip(self._watch.prompts, written, strict=True)
-        ]
+        rows = [{"step": step, "prompt": prompt, "completion": text} for prompt, text in written]
         before = [row for row in read_samples(self._path) if row["step"] <= self._step]
         self._step = step
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in before + rows))
         partial.replace(self._path)
 
+    def _continued(self, engine: Any, step: int) -> list[tuple[str, str]]:
+        new = min(self._watch.sample_tokens, self._context - 1)
+        rows = [(ids or [self._end])[-(self._context - new) :] for ids in self._rows]
+        named = (self._tokenizer.token_to_id(name) for name in (FILE_SEPARATOR, REPOSITORY_NAME))
+        ends = [self._end, *(one for one in named if one is not None)]
+        written = continuations(
+            engine, rows, new_tokens=new, ends=ends, sampling=self._sampling, seeds=self._seeds(step, len(rows))
+        )
+        texts = map(self._tokenizer.decode, written)
+        return list(zip(self._watch.prompts, texts, strict=True))
 
-def continuations(
-    engine: Any,
-    rows: Sequence[Sequence[int]],
-    *,
-    new_tokens: int,
-    ends: Sequence[int],
-    sampling: Sampling,
-    seeds: Sequence[tuple[object, ...]],
-) -> list[list[int]]:
-    """`new_tokens` ids after each row, up to the first of `ends`; rows are padded on the right, where none looks."""
-    import torch
+    def _filled_in(self, engine: Any, step: int) -> list[tuple[str, str]]:
+        read, mask = self._hidden(), self._tokenizer.token_to_id(MASK)
+        if not read:
+            return []
+        assert mask is not None, MASK
+        found = hidden_tokens(engine, read, mask=mask, sampling=self._sampling, seeds=self._seeds(step, len(read)))
+        return [(self._text(shown(one, mask)), self._text(ids)) for one, ids in zip(read, found, strict=True)]
 
-    length = max(map(len, rows)) + new_tokens
-    ids = torch.full((len(rows), length), ends[0])
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.tensor(row)
-    begins = torch.tensor([len(row) for row in rows])
-    every, generators = torch.arange(len(rows)), [generator_for(*seed) for seed in seeds]
-    was_training = engine.training
-    engine.eval()
-    with torch.no_grad():
-        for place in range(new_tokens):
-            logits = engine(input_ids=ids.to(engine.device), use_cache=False).logits
-            chosen = choose(logits[every, begins + place - 1], sampling, generators)
-            ids[every, begins + place] = chosen
-    engine.train(was_training)
-    written = [row[begin : begin + new_tokens].tolist() for row, begin in zip(ids, begins.tolist(), strict=True)]
-    return [list(itertools.takewhile(lambda one: one not in ends, row)) for row in written]
+    def _runs(self, engine: Any, step: int) -> list[tuple[str, str]]:
+        read = self._hidden()
+        if not read:
+            return []
+        found = hidden_runs(
+            engine,
+            read,
+            new_tokens=self._watch.sample_tokens,
+            end=self._end,
+            sampling=self._sampling,
+            seeds=self._seeds(step, len(read)),
+        )
+        texts = (self._text(one["input_ids"][0].tolist()) for one in read)
+        return list(zip(texts, map(self._text, found), strict=True))
 
+    def _hidden(self) -> list[Any]:
+        """What the objective makes of each prompt that has something to hide."""
+        rows = enumerate(self._rows)
+        # Rows have one token more than a model reads.
+        return [self._predict(np.array([[*ids, self._end]]), [f"sample:{number}"]) for number, ids in rows if ids[1:]]
 
-def writes_text(module: Any) -> bool:
-    """Whether a model predicts the next token of a text, as masked and encoder-decoder models do not."""
-    return bool(module.can_generate()) and not module.config.is_encoder_decoder
+    def _text(self, ids: Ids) -> str:
+        """Special tokens are seen: they are what stands for hidden ones."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+
+    @property
+    def _sampling(self) -> Sampling:
+        return Sampling(self._watch.temperature)
+
+    def _seeds(self, step: int, count: int) -> list[tuple[object, ...]]:
+        return [(self._seed, step, number) for number in range(count)]
 
 
 def read_samples(path: Path) -> list[Sample]:
