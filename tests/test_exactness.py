@@ -4,13 +4,17 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from small_runs import TINY, finish, interrupted, losses, metrics, started, train, wait_for_step
 from small_shards import make_shards
+
+from tokenizer.shards import ShardIndex
 
 EXACT = TINY | {"max_steps": 16, "checkpoint_every": 6, "evaluate_every": 16, "keep_checkpoints": 3}
 HALF_WAY = 12
@@ -81,6 +85,18 @@ def test_processes_with_other_data_or_settings_are_refused_by_all(shards, tmp_pa
         codes, printed = finish(jobs)
     assert codes == [1, 1]
     assert re.search("data of process 1 is [0-9a-f]+, that of process 0 is [0-9a-f]+; give all processes", printed[0])
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_would_not_evaluate_together_are_refused_by_all(shards, tmp_path):
+    """The same training data, but no held-out split on the second machine: it would wait for ever at an evaluation."""
+    other = shutil.copytree(shards, tmp_path / "other")
+    index = ShardIndex.load(other)
+    replace(index, shards=tuple(shard for shard in index.shards if shard.split == "train")).save(other)
+    with started(lambda rank: [shards, other][rank], tmp_path / "run", EXACT, 2) as jobs:
+        codes, printed = finish(jobs)
+    assert codes == [1, 1]
+    assert "held-out data of process 1 is None, that of process 0 is " in printed[0]
     assert not (tmp_path / "run").exists()
 
 

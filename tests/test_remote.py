@@ -14,8 +14,9 @@ from small_runs import SHORT, finish, losses, started, train, words
 from small_shards import make_shards
 
 from tokenizer import progress
+from training import batches as batches_module
 from training import remote
-from training.batches import read_windows
+from training.batches import TrainingBatches, read_windows
 from training.durable import damage, describe
 from training.remote import is_remote, without_keys
 from training.sources import CheckedStream, Sources, Storage
@@ -125,6 +126,20 @@ def test_expected_shards_are_copied_before_they_are_read(folder, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     np.testing.assert_array_equal(read_all(stream), read_all(CheckedStream(folder)))
+
+
+def test_numbers_of_the_past_copy_no_shards_and_reading_copies_those_to_come(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches_module, "ORDER_BLOCK", 4)
+    streams = storage(folder, tmp_path).streams("train")
+    batches = TrainingBatches(streams, sequence_length=LENGTH, sequences=4, seed=0)
+    asked = []
+    monkeypatch.setattr(streams[0], "expect", lambda starts: asked.append(len(starts)))
+    for consumed in range(0, 40, 4):
+        batches.samples(consumed)
+    assert not asked
+    for consumed in range(0, 40, 4):
+        list(batches.share(consumed, 2, 0, 1))
+    assert asked == [4] * 10
 
 
 def test_remote_damage_and_loss_are_named(folder, tmp_path):

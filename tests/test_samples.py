@@ -64,6 +64,17 @@ def test_masked_model_fills_in_each_text_as_it_does_alone(shards, words, tmp_pat
         assert row["completion"] == words.decode(filled, skip_special_tokens=False)
 
 
+def test_exported_masked_model_fills_masks_as_its_card_says(shards, tmp_path):
+    from transformers import pipeline
+
+    train(shards, tmp_path / "run", SHORT | {"max_steps": 2, "objective.kind": "masked"}, world_size=1)
+    fill = pipeline("fill-mask", model=str(tmp_path / "run" / "export"))
+    found = fill(f"def add(left,{MASK}):")
+    assert fill.tokenizer.mask_token == MASK
+    assert len(found) == 5
+    assert sum(one["score"] for one in found) < 1
+
+
 def test_encoder_decoder_writes_the_hidden_runs_as_generate_does(shards, words, tmp_path):
     train(shards, tmp_path / "run", OPTIONS | {"objective.kind": "spans"}, world_size=1)
     rows = read_samples(tmp_path / "run" / "samples.jsonl")

@@ -13,6 +13,7 @@ from training.checkpoint import Checkpoint, Checkpoints, Retention
 from training.config import Batch, Model, Optimizer, Recipe, Schedule
 from training.durable import damage, describe, write_durably
 from training.guard import Record
+from training.job import _ending
 from training.meter import Meter, clock, read_metrics, validation_figures
 from training.model import build, configuration, count_parameters
 from training.optimizer import learning_rate, parameter_groups, progress
@@ -103,6 +104,21 @@ def test_plan_keeps_time_and_stays_once_revised():
     assert faster.planned == ((0, 100), (50, 150))
     assert faster.keeping_time(40, seconds_left=999, seconds_per_step=1) is faster
     assert plan.keeping_time(50, seconds_left=-9, seconds_per_step=1).max_steps == 55
+
+
+@pytest.mark.parametrize(
+    ("taken", "asked", "planned"),
+    [
+        (80, 200, ((0, 100), (100, 200))),
+        (80, 300, ((0, 100), (80, 300))),
+        (80, 120, ((0, 100), (80, 120))),
+        (100, 300, ((0, 100), (100, 300))),
+        (150, 300, ((0, 100), (100, 200), (150, 300))),
+    ],
+)
+def test_another_length_is_taken_where_the_checkpoint_of_the_last_one_is_gone(taken, asked, planned):
+    plan = PLAN.ending(0, 100).ending(100, 200)
+    assert _ending(plan, asked, taken).planned == planned
 
 
 @settings(deadline=None)  # a busy machine
@@ -271,6 +287,12 @@ def test_retention_counts_only_what_a_run_can_go_back_to():
     complete = [replace(CHECKPOINT, step=step, guard=bad if step > 100 else Record()) for step in (98, 100, 101, 102)]
     assert [one.step for one in Retention(1).dropped(complete)] == [98, 101]
     assert [one.step for one in Retention(2).dropped(complete)] == [101]
+
+
+def test_a_loss_that_is_no_number_is_never_the_best():
+    losses = {1: float("nan"), 2: 1.5, 3: 1.7, 4: float("inf")}
+    complete = [replace(CHECKPOINT, step=step, validation_loss=loss) for step, loss in losses.items()]
+    assert [one.step for one in Retention(1).dropped(complete)] == [1, 3]
 
 
 def test_files_are_known_by_their_bytes(tmp_path):

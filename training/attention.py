@@ -105,7 +105,7 @@ def fused_attention(
     """Causal attention as `transformers` calls it: (B, heads, T, head size) -> (B, T, heads, head size).
 
     Args:
-        document_borders: of one row of documents: int32, where each begins and the last ends (batches.py).
+        document_borders: of one row of documents: int32, where each begins and the last ends (micro_batch.py).
     """
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 

@@ -68,6 +68,7 @@ class TrainingBatches:
         self.lengths = warmup_lengths(data, sequence_length)
         self.predict, self.flatten = predict or Causal(), flatten
         self._warmup_steps, self._blocks = data.warmup_steps, dict[int, tuple[Numbers, Numbers]]()
+        self._expected: int | None = None  # the block a group after which shards were asked for
         self._lock = threading.Lock()  # of the blocks: a thread reads ahead while the loop asks for numbers
 
     @property
@@ -122,6 +123,8 @@ class TrainingBatches:
 
     def _micro_batch(self, numbers: Numbers, length: int) -> MicroBatch:
         parts = self.sequence_length // length
+        if self.sources.is_remote:
+            self._expect(int(numbers[-1]) // ORDER_BLOCK)
         sources, windows = self._places(numbers)
         # Each part shares its last token with the next, as windows do.
         places = np.arange(parts, dtype=np.uint64) * np.uint64(length)
@@ -163,10 +166,17 @@ class TrainingBatches:
             while len(self._blocks) >= ORDER_BLOCKS:
                 del self._blocks[next(iter(self._blocks))]
             self._blocks[block] = found
-            if self.sources.is_remote:  # a group ahead, of which this many windows name nearly all shards
-                ahead = (block + 1) * ORDER_BLOCK + self.sources.group
-                self.sources.expect(np.arange(ahead, ahead + ORDER_BLOCK, dtype=np.uint64))
         return found
+
+    def _expect(self, block: int) -> None:
+        """Have remote shards copied that will be read a group ahead, of which this many windows name nearly all.
+
+        Only what is read calls this: sample numbers are computed of the past too, whose shards nobody needs.
+        """
+        if block != self._expected:
+            self._expected = block
+            ahead = (block + 1) * ORDER_BLOCK + self.sources.group
+            self.sources.expect(np.arange(ahead, ahead + ORDER_BLOCK, dtype=np.uint64))
 
 
 class EvaluationBatches:

@@ -10,6 +10,7 @@ whole state of the random generators and of the data.
 
 import json
 import logging
+import math
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -43,7 +44,7 @@ class Checkpoint:
         seed: of the run.
         world_size: processes that wrote it; DeepSpeed's files hold one part for each.
         zero_stage: ZeRO stage of those files.
-        precision: fp32 or bf16, of the weights trained.
+        precision: fp32, bf16 or fp16, of the weights trained.
         validation_loss: of this step, where it was evaluated.
         guard: what the judge of bad steps remembers.
         chain: running digest of all sample numbers.
@@ -128,7 +129,8 @@ class Retention:
         kept = {checkpoint.step for checkpoint in (*complete[-1:], *sound[-self.last :])}
         if self.every:
             kept |= {checkpoint.step for checkpoint in complete if checkpoint.step % self.every == 0}
-        evaluated = {c.step: c.validation_loss for c in complete if c.validation_loss is not None}
+        losses = {checkpoint.step: checkpoint.validation_loss for checkpoint in complete}
+        evaluated = {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
         if self.best and evaluated:
             kept.add(min(evaluated, key=lambda step: (evaluated[step], step)))
         return [checkpoint for checkpoint in complete if checkpoint.step not in kept]
@@ -152,9 +154,9 @@ class Checkpoints:
 
     def complete(self) -> list[Checkpoint]:
         """All complete checkpoints, oldest first."""
-        markers = sorted(path for path in self.folder.glob(f"step_*/{MARKER}") if not path.parent.suffix)
-        found = [_read(path) for path in markers]
-        return [checkpoint for checkpoint in found if checkpoint is not None]
+        markers = [path for path in self.folder.glob(f"step_*/{MARKER}") if not path.parent.suffix]
+        found = [checkpoint for path in markers if (checkpoint := _read(path)) is not None]
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def latest_complete(self) -> Checkpoint | None:
         """The newest checkpoint that was written whole, or None."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizer.command_line import run as run_command_line
-from tokenizer.encode import TOKENIZER_FILE
+from tokenizer.encode import MASK, TOKENIZER_FILE
 from tokenizer.whole_folder import whole_folder
 from training import data_card, model_card
 from training.checkpoint import MARKER, Checkpoint, Checkpoints
@@ -180,6 +180,8 @@ def save_tokenizer(tokenizer: Path, plan: Plan, target: Path) -> None:
     fast = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer))
     end_of_text = fast.convert_ids_to_tokens(plan.end_of_text_id)
     names = {"bos_token": end_of_text, "eos_token": end_of_text, "pad_token": end_of_text}
+    if plan.recipe.objective.kind == "masked":
+        names["mask_token"] = MASK
     fast = PreTrainedTokenizerFast(
         tokenizer_file=str(tokenizer),
         model_max_length=plan.recipe.batch.sequence_length,

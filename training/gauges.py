@@ -31,7 +31,7 @@ class Gauges:
     def __init__(self, engine: Any, batches: "ReadAhead", processes: "Processes", sequence_length: int) -> None:
         self._batches = batches
         self._device, self._split = processes.device, TimeSplit(processes.device)
-        self._files = mapped_bytes()
+        self._files, self._most = mapped_bytes(), 0
         self._flops = size_of_module(engine.module).flops_per_token(sequence_length)
         self._split.watch_engine(engine, innermost_optimizer(engine))
         mine, self.peak_source = peak_of(self._device, "bf16" if processes.autocast else processes.precision)
@@ -55,13 +55,18 @@ class Gauges:
         rest = max(0.0, seconds - waited - sum(parts.values()))
         return {
             "mfu": round(tokens * self._flops / seconds / self.peak, 5),
-            "memory_bytes": peak_memory_bytes(self._device, self._files),
+            "memory_bytes": self._memory(),
             "data_wait_seconds": round(waited, 6),
             "forward_seconds": round(parts["forward"], 5),
             "backward_seconds": round(rest, 5),
             "optimizer_seconds": round(parts["optimizer"], 5),
             "communication_seconds": round(parts["communication"], 5),
         }
+
+    def _memory(self) -> int:
+        """The most so far: pages of shards that came after a peak are none of it, though taken off it."""
+        self._most = max(self._most, peak_memory_bytes(self._device, self._files))
+        return self._most
 
 
 def size_of_module(module: Any) -> Size:

@@ -1,5 +1,6 @@
 """A run made ready before any process starts torch: its plan, data and folder, checked so that faults cost nothing."""
 
+import hashlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,6 +90,23 @@ class Job:
     def must_be_timed(self) -> bool:
         """Whether the number of steps is not known yet."""
         return self.plan.max_steps == 0
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What must be the same on all processes, by name: it decides on what they compute, and when they meet."""
+        held_out = None
+        if self.evaluation:
+            stream = self.evaluation.stream
+            held_out = f"{self.evaluation.count} windows of {stream.index.fingerprint(stream.split)}"
+        when = (self.length, self.intervals, self.tolerance, self.watch, self.configuration)
+        return {
+            "data": self.plan.data_fingerprint,
+            "settings": self.plan.recipe.fingerprint,
+            "the run's being begun": self.begun,
+            "held-out data": held_out,
+            "the plan": _digest((self.plan.planned, self.plan.rewinds)),
+            "the rest of the command": _digest(when),
+        }
 
     def fit(self, model: "PreTrainedModel") -> None:
         """Give batches the form that the attention of a model wants."""
@@ -254,10 +272,19 @@ def _batches(
     return training, EvaluationBatches(held_out, sequence_length=length, max_tokens=evaluation_tokens, predict=predict)
 
 
+def _digest(values: object) -> str:
+    """Short, and equal for values that show themselves equally."""
+    return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
+
+
 def _ending(plan: Plan, max_steps: int, taken: int) -> Plan:
     if taken > max_steps:
         raise ValueError(
             f"the run has taken {taken} steps, more than the {max_steps} asked for; choose another --output, or "
             "--overwrite"
         )
-    return plan.ending(taken, max_steps)
+    if max_steps == plan.max_steps:
+        return plan
+    # What was planned at steps that are lost, with the checkpoints of then, holds no more.
+    kept = tuple(pair for pair in plan.planned if pair[0] <= taken)
+    return replace(plan, planned=kept or plan.planned).ending(taken, max_steps)

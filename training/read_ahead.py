@@ -11,8 +11,11 @@ from training.batches import TrainingBatches
 if TYPE_CHECKING:
     from training.micro_batch import MicroBatch
 
-# Micro-batches that wait for the device, at most so many and so many bytes; at least one.
-AHEAD, AHEAD_BYTES = 8, 1 << 28
+# Micro-batches that wait for the device: at least so many and all of a step, which takes its own at once; at most so
+# many bytes.
+AHEAD, AHEAD_BYTES = 8, 1 << 29
+# Of a token in a micro-batch, with the most that an objective adds: int64 inputs, labels and positions.
+TOKEN_BYTES = 24
 # How often a thread with a full queue looks whether it is to stop.
 LOOK_SECONDS = 0.1
 
@@ -36,7 +39,7 @@ class ReadAhead:
 
     Args:
         batches: what is read.
-        ahead: micro-batches that wait at most.
+        ahead: micro-batches that wait, where a step takes fewer.
     """
 
     def __init__(self, batches: TrainingBatches, ahead: int = AHEAD) -> None:
@@ -81,8 +84,9 @@ class _Reader:
     """The thread: fills a bounded queue with the micro-batches from a cut on, until it is closed."""
 
     def __init__(self, batches: TrainingBatches, cut: _Cut, ahead: int) -> None:
-        row_bytes = 8 * 3 * batches.sequence_length * cut.size
-        self._queue: queue.Queue[Any] = queue.Queue(max(1, min(ahead, AHEAD_BYTES // row_bytes)))
+        share = batches.sequences // cut.world_size // cut.size
+        batch_bytes = TOKEN_BYTES * batches.sequence_length * cut.size
+        self._queue: queue.Queue[Any] = queue.Queue(max(1, min(max(ahead, share), AHEAD_BYTES // batch_bytes)))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(batches, cut), name="read-ahead", daemon=True)
         self._thread.start()

@@ -156,8 +156,7 @@ def main(
             return 0
         everyone, ending = processes.join(local_rank, threads, compute.precision), processes.Ending()
         stop = StopRequest()
-        told = {"data": job.plan.data_fingerprint, "settings": recipe.fingerprint, "the run's being begun": job.begun}
-        everyone.refuse_differences(told)
+        everyone.refuse_differences(job.shared)
         with nvme.own_folders(configuration, Path(output), everyone.rank, everyone.world_size) as configuration:
             timed = with_known_length(replace(job, configuration=configuration), everyone, stop)
             finished = timed is not None and _train(timed, everyone, stop)

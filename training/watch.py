@@ -11,7 +11,7 @@ class Watch:
 
     Args:
         sample_tokens: tokens that the model writes after each prompt at every evaluation; 0 = none.
-        prompts: what it continues.
+        prompts: what it continues; masked models and encoder-decoders fill in what is hidden of them.
         temperature: of the samples; 0 = always the most probable token.
         wandb: project of Weights & Biases to send the metrics to; needs the package wandb.
     """
