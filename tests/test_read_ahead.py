@@ -1,5 +1,6 @@
 """The thread that makes batches ahead: the same batches, its errors in the loop, no thread left; damaged shards."""
 
+import contextlib
 import threading
 import time
 
@@ -29,6 +30,18 @@ def same(one, other):
     return len(one) == len(other) and all(
         set(a) == set(b) and all(a[name].equal(b[name]) for name in a) for a, b in zip(one, other, strict=True)
     )
+
+
+def test_all_micro_batches_of_a_step_are_made_ahead_of_it(folder):
+    """A step takes its own at once, so that fewer would make it wait."""
+    with contextlib.closing(ReadAhead(batches(folder), ahead=1)) as read:
+        list(read.share(0, 1, 0, 1))
+        waiting = read._thread._queue
+        deadline = time.monotonic() + 30
+        while waiting.qsize() < read.sequences:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert read.sequences > 1
 
 
 @pytest.mark.parametrize("ahead", [1, 5])

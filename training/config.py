@@ -265,7 +265,7 @@ class Schedule:
         kind: cosine; wsd (stable, then down in a line over the last part of the run); constant.
         warmup_steps: steps from 0 to the peak; at most half of a short run is spent on them.
         final_fraction: of the peak, reached at the last step (cosine and wsd).
-        decay_share: of the run, spent on going down (wsd).
+        decay_share: of the steps after the warm-up, spent on going down (wsd); 0 = it never does.
     """
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"

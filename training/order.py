@@ -166,8 +166,8 @@ def quotas(weights: list[float], total: int) -> list[int]:
         whole[number] += 1
     if 0 in whole:
         raise ValueError(
-            f"a weight of {weights[whole.index(0)]} among {sum(weights)} is less than one sequence in {total}; "
-            "choose a larger one or leave the source out"
+            f"a weight of {weights[whole.index(0)]:g} among {sum(weights):g} is less than one sequence in {total}; "
+            "choose a larger one (data.weights; by default sequences of a folder) or leave the source out"
         )
     return whole
 
