@@ -1,7 +1,9 @@
 """The parts of training that need no second process: settings, model, optimizer, schedule, meter, checkpoints."""
 
+import errno
 import itertools
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training import durable
 from training.checkpoint import Checkpoint, Checkpoints, Retention
 from training.config import Batch, Model, Optimizer, Recipe, Schedule
 from training.durable import damage, describe, write_durably
@@ -306,6 +309,18 @@ def test_files_are_known_by_their_bytes(tmp_path):
     assert damage(path, record) == "has 7 of 7,000 bytes"
     path.unlink()
     assert damage(path, record) == "is missing"
+
+
+def test_a_file_that_the_disk_does_not_give_back_is_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "part"
+    path.write_bytes(b"weights")
+    record = describe(path)
+
+    def broken(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(durable, "describe", broken)
+    assert damage(path, record) == "cannot be read: Input/output error"
 
 
 def test_chain_is_checked_against_the_recipe_from_its_marks():

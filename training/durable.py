@@ -35,4 +35,7 @@ def damage(path: Path, record: FileRecord) -> str | None:
     size = path.stat().st_size
     if size != record["bytes"]:
         return f"has {size:,} of {record['bytes']:,} bytes"
-    return None if describe(path) == record else "has another checksum"
+    try:
+        return None if describe(path) == record else "has another checksum"
+    except OSError as error:  # of the disk
+        return f"cannot be read: {error.strerror}"

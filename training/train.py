@@ -162,7 +162,8 @@ def main(
             finished = timed is not None and _train(timed, everyone, stop)
         processes.leave()
     if _is_first():
-        print(results.told(job) if finished else f"stopped and saved; the same command goes on ({output})", flush=True)
+        stopped = "stopped and saved" if timed else "stopped before the first step, nothing is written"
+        print(results.told(job) if finished else f"{stopped}; the same command goes on ({output})", flush=True)
     ending.code = 0 if finished else STOPPED
     return ending.code
 
