@@ -86,6 +86,20 @@ def test_positions_begin_anew_at_each_end_of_text(table):
         assert positions == expected
 
 
+def assert_each_document_is_alone(model, rows, inputs, together):
+    """The logits of rows of several documents are, document by document, those that a model gives to it alone."""
+    import torch
+
+    assert (rows[:, 1:-1] == END).sum() > 2
+    for row in range(len(rows)):
+        begins = [0, *(np.flatnonzero(rows[row, :-1] == END)).tolist(), rows.shape[1] - 1]
+        for begin, end in pairwise(begins):
+            if begin < end:
+                with torch.no_grad():
+                    alone = model(input_ids=inputs[row : row + 1, begin:end]).logits[0]
+                torch.testing.assert_close(together[row, begin:end], alone, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_documents_in_one_row_get_the_logits_of_each_alone(architecture, implementation, encoder, rows):
@@ -95,16 +109,10 @@ def test_documents_in_one_row_get_the_logits_of_each_alone(architecture, impleme
     model.set_attn_implementation(implementation)
     batch = MicroBatch.of(Causal(END)(rows[:3], keys(3))).on("cpu")
     labels = batch.pop("labels")
-    assert (rows[:3, 1:-1] == END).sum() > 2
     with torch.no_grad():
         together = model(**batch).logits
         across = model(input_ids=batch["input_ids"]).logits
-        for row in range(3):
-            begins = [0, *(np.flatnonzero(rows[row, :-1] == END)).tolist(), 128]
-            for begin, end in pairwise(begins):
-                if begin < end:
-                    alone = model(input_ids=batch["input_ids"][row : row + 1, begin:end]).logits[0]
-                    torch.testing.assert_close(together[row, begin:end], alone, atol=2e-5, rtol=1e-4)
+    assert_each_document_is_alone(model, rows[:3], batch["input_ids"], together)
     assert (labels != -100).all()
     assert not torch.allclose(across, together, atol=1e-2)
 
@@ -118,15 +126,9 @@ def test_masked_model_reads_each_document_of_a_row_as_if_it_were_alone(encoder, 
     batch.pop("labels")
     plain = Masked(encoder.id_of(MASK), encoder.vocab_size, 0.15)(rows[:3], keys(3))
     np.testing.assert_array_equal(batch["input_ids"].numpy(), plain["input_ids"])
-    assert (rows[:3, 1:-1] == END).sum() > 2
     with torch.no_grad():
         together = model(**batch).logits
-        for row in range(3):
-            begins = [0, *(np.flatnonzero(rows[row, :-1] == END)).tolist(), 128]
-            for begin, end in pairwise(begins):
-                if begin < end:
-                    alone = model(input_ids=batch["input_ids"][row : row + 1, begin:end]).logits[0]
-                    torch.testing.assert_close(together[row, begin:end], alone, atol=2e-5, rtol=1e-4)
+    assert_each_document_is_alone(model, rows[:3], batch["input_ids"], together)
 
 
 def test_flattened_micro_batches_hold_the_same_tokens_and_borders(encoder, rows):

@@ -7,6 +7,7 @@ from html import escape
 
 MAX_POINTS = 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 14, 28
+KEY_HEIGHT, CHARACTER_WIDTH = 16, 7  # of the names above a drawing
 COLORS = {
     "own": "#1a7f5a",
     "other": "#b3541e",
@@ -62,12 +63,13 @@ def chart(
     low, high = (0.0 if from_zero else min(values)), max(values)
     x_ticks = ticks(min(x for x, _ in every), max(x for x, _ in every), 6)
     y_ticks = log_ticks(low, high) if log_scale else ticks(low, high, 5)
-    frame = _Frame(x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1], width, height, log_scale)
+    top = TOP + (KEY_HEIGHT if len(drawn) > 1 else 0)
+    frame = _Frame(x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1], width, height, top, log_scale)
     parts = [_grid(frame, x_ticks, y_ticks)]
     parts += [_event(frame, step) for step in events if x_ticks[0] <= step <= x_ticks[-1]]
     parts += [_drawn(frame, line) for line in drawn]
     if len(drawn) > 1:
-        parts += [_key(frame, number, line) for number, line in enumerate(drawn)]
+        parts.append(_keys(drawn))
     size = f' width="{width}" height="{height}" xmlns="http://www.w3.org/2000/svg"' if alone else ""
     svg = f'<svg{size} viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
     for name, color in COLORS.items():
@@ -129,6 +131,7 @@ class _Frame:
     y_high: float
     width: int
     height: int
+    top: int
     log_scale: bool
 
     def x(self, step: float) -> float:
@@ -140,7 +143,7 @@ class _Frame:
 
     def at(self, level: float) -> float:
         share = (level - self.y_low) / (self.y_high - self.y_low)
-        return round(self.height - BOTTOM - share * (self.height - TOP - BOTTOM), 1)
+        return round(self.height - BOTTOM - share * (self.height - self.top - BOTTOM), 1)
 
 
 def _finite(points: Points, *, above_zero: bool) -> Points:
@@ -165,8 +168,8 @@ def _text(x: float, y: float, text: str, anchor: str, color: str = "quiet") -> s
 
 
 def _event(frame: _Frame, step: float) -> str:
-    x = frame.x(step)
-    return f'<line x1="{x}" x2="{x}" y1="{TOP}" y2="{frame.height - BOTTOM}" stroke="@other@" stroke-dasharray="3 3"/>'
+    x, bottom = frame.x(step), frame.height - BOTTOM
+    return f'<line x1="{x}" x2="{x}" y1="{frame.top}" y2="{bottom}" stroke="@other@" stroke-dasharray="3 3"/>'
 
 
 def _drawn(frame: _Frame, line: Line) -> str:
@@ -187,8 +190,11 @@ def _places(frame: _Frame, points: Points) -> str:
     return " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in points)
 
 
-def _key(frame: _Frame, number: int, line: Line) -> str:
-    y, x = TOP + 14 + 18 * number, frame.width - RIGHT - 130
-    return f'<rect x="{x}" y="{y - 7}" width="16" height="4" fill="@{line.color}@"/>' + _text(
-        x + 23, y, line.name, "start", "ink"
-    )
+def _keys(lines: Sequence[Line]) -> str:
+    """The names of lines side by side above the drawing, where no line can run through them."""
+    parts, x, y = [], LEFT, TOP + 4
+    for line in lines:
+        parts.append(f'<rect x="{x}" y="{y - 6}" width="16" height="4" fill="@{line.color}@"/>')
+        parts.append(_text(x + 21, y, line.name, "start", "ink"))
+        x += 21 + CHARACTER_WIDTH * len(line.name) + 12
+    return "".join(parts)

@@ -33,7 +33,8 @@ h3 { font-size: 15px; margin: 14px 0 2px; }
 .charts > div:first-child { grid-column: 1 / -1; }
 svg { display: block; width: 100%; height: auto; }
 table { width: 100%; border-collapse: collapse; font-size: 14px; margin: 8px 0 16px; }
-th, td { padding: 4px 8px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th, td { padding: 4px 8px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
+  overflow-wrap: anywhere; }
 th { font-weight: 600; color: var(--quiet); }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; width: 90px; }
 pre { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 8px 12px;
