@@ -119,7 +119,7 @@ def test_run_goes_on_with_other_processes_and_at_another_stage(layouts, shards, 
     printed = train(shards, run, options, world_size)
     assert f"going on after step {HALF_WAY}" in printed[0]
     if saved[0] or stage:
-        assert f"converting it for {world_size} at stage {stage}" in printed[0]
+        assert f"gone on with by {world_size} at stage {stage}" in printed[0]
     assert_same_curve(run, layouts(*saved))
     assert not [path for path in (run / "checkpoints").glob("step_*") if path.suffix]
     old, new = weights(layouts(*saved)), weights(run)

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizer.shard_index import flush
-from training import nvme_checkpoint, universal
+from training import restoring
 from training.durable import PARTIAL, FileRecord, damage, write_durably
 from training.guard import Record
 from training.processes import Processes
 from training.sample_chain import Chain
+from training.saved_parameters import SavedParameters
 from training.saving import Saving
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 MARKER = "complete.json"
-UNIVERSAL = ".universal"
 log = logging.getLogger("train")
 
 
@@ -93,12 +93,6 @@ class Checkpoint:
             raise ValueError(
                 f"{self.name} was saved in {self.precision}, this run has {other.precision}; resume with what saved it"
             )
-
-    def same_layout(self, other: "Checkpoint") -> bool:
-        """Whether DeepSpeed can load the files of this one into a run like `other` as they are."""
-        if self.zero_stage == other.zero_stage == 0:
-            return True
-        return (self.zero_stage, self.world_size) == (other.zero_stage, other.world_size)
 
 
 @dataclass(frozen=True)
@@ -198,11 +192,10 @@ class Checkpoints:
             _remove(self.path(checkpoint))
         processes.wait()
 
-    def remove_incomplete(self, last: Checkpoint | None = None) -> None:
-        """Delete what a killed run left half-written, and conversions of others than the `last` checkpoint."""
+    def remove_incomplete(self) -> None:
+        """Delete what a killed run left half-written."""
         for path in self.folder.glob("step_*"):
-            cached = last is not None and path.name == last.name + UNIVERSAL
-            if not cached and (path.suffix or not (path / MARKER).is_file()):
+            if path.suffix or not (path / MARKER).is_file():
                 shutil.rmtree(path)
 
     def save(self, engine: "DeepSpeedEngine", checkpoint: Checkpoint, processes: Processes) -> None:
@@ -212,7 +205,7 @@ class Checkpoints:
             OSError: on all processes, if the one before could not be written.
         """
         self.finish(processes)
-        tag, state = checkpoint.name + PARTIAL, asdict(checkpoint) | universal.names_of_parameters(engine)
+        tag, state = checkpoint.name + PARTIAL, asdict(checkpoint) | restoring.names_of_parameters(engine)
         self._pending = checkpoint, Saving(engine, self.folder, tag, state, self.in_background)
 
     @property
@@ -259,38 +252,32 @@ class Checkpoints:
             return [str(error)]
         for old in self.retention.dropped(self.complete()):
             _remove(self.path(old))
-        for converted in self.folder.glob(f"step_*{UNIVERSAL}"):
-            shutil.rmtree(converted)
         return []
 
-    def load(self, engine: "DeepSpeedEngine", checkpoint: Checkpoint, wanted: Checkpoint) -> None:
-        """Restore weights and optimizer in the layout of `wanted`; every process must call, after `convert`."""
-        tag = checkpoint.name
-        if not checkpoint.same_layout(wanted):
-            tag += UNIVERSAL
-            if wanted.zero_stage == 0:
-                universal.load_whole(engine, self.folder / tag)
-                return
-        with nvme_checkpoint.restoring(engine):
-            path, _ = engine.load_checkpoint(str(self.folder), tag=tag)
-        if path is None:
-            raise ValueError(f"{self.folder / tag} cannot be read by DeepSpeed; delete it to use the one before")
-        if tag.endswith(UNIVERSAL):
-            universal.mend_steps(engine, self.folder / tag)
+    def load(self, engine: "DeepSpeedEngine", checkpoint: Checkpoint, processes: Processes) -> None:
+        """Restore weights and optimizer, whichever layout wrote them; every process must call.
 
-    def convert(self, checkpoint: Checkpoint, wanted: Checkpoint, processes: Processes) -> bool:
-        """Make a checkpoint loadable in the layout of `wanted`; whether it was needed. Every process must call."""
-        if checkpoint.same_layout(wanted):
-            return False
-        if processes.is_first:
-            log.info(
-                "%s was saved by %d processes at ZeRO stage %d: converting it for %d at stage %d",
-                *(checkpoint.name, checkpoint.world_size, checkpoint.zero_stage),
-                *(wanted.world_size, wanted.zero_stage),
-            )
-        target = self.folder / (checkpoint.name + UNIVERSAL)
-        universal.convert(self.path(checkpoint), target, checkpoint.zero_stage, processes)
-        return True
+        Raises:
+            ValueError: on all processes, if the files are not what this engine needs.
+        """
+        saved = checkpoint.world_size, checkpoint.zero_stage
+        here = processes.world_size, engine.zero_optimization_stage()
+        if processes.is_first and saved != here:
+            words = "%s was saved by %d processes at ZeRO stage %d, and is gone on with by %d at stage %d"
+            log.info(words, checkpoint.name, *saved, *here)
+        folder, fault = self.path(checkpoint), None
+        try:
+            restoring.restore(engine, self.parameters(checkpoint))
+        except (OSError, KeyError, RuntimeError) as error:
+            fault = " ".join(str(error).split()) or repr(error)
+        found = [fault for fault in processes.gathered(fault) if fault]
+        if found:
+            raise ValueError(f"{folder} cannot be gone on from: {found[0]}; remove it to go on from the one before")
+        restoring.complete(engine)
+
+    def parameters(self, checkpoint: Checkpoint) -> SavedParameters:
+        """The weights and optimizer states of a checkpoint, by parameter."""
+        return SavedParameters(self.path(checkpoint), checkpoint.zero_stage, checkpoint.world_size)
 
 
 def _read(marker: Path) -> Checkpoint | None:

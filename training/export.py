@@ -2,7 +2,7 @@
 
 Works from the files alone, at any ZeRO stage and number of processes, so a run that is still training can be
 exported beside it. The files that hold the weights are checked before they are read. Costs the memory of the weights
-on one machine; at stage 3 that of the optimizer state, too.
+on one machine.
 """
 
 import contextlib
@@ -134,19 +134,13 @@ def _fault(path: Path, checkpoint: Checkpoint) -> str | None:
 
 def read_weights(checkpoints: Path, checkpoint: Checkpoint) -> dict[str, "torch.Tensor"]:
     """The weights of a checkpoint: below stage 3 as the module held them, else put together from all parts in fp32."""
-    import io
-
     import torch
 
+    if checkpoint.zero_stage == 3:
+        return Checkpoints(checkpoints).parameters(checkpoint).weights()
     weights: dict[str, torch.Tensor]
-    if checkpoint.zero_stage < 3:
-        path = checkpoints / checkpoint.name / WEIGHTS
-        weights = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["module"]
-        return weights
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoints), tag=checkpoint.name)
+    path = checkpoints / checkpoint.name / WEIGHTS
+    weights = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["module"]
     return weights
 
 

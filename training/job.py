@@ -161,13 +161,7 @@ class Job:
         """Where to go on from, checked; every process must call. ValueError if this run cannot."""
         last = self.checkpoints.newest_sound(processes) if self.begun else None
         if last is not None:
-            wanted = self.checkpoint(last.step, processes)
-            last.refuse_other(wanted)
-            if self.plan.recipe.optimizer.kind == "muon" and not last.same_layout(wanted):
-                raise ValueError(
-                    f"{last.name} was saved by {last.world_size} processes at ZeRO stage {last.zero_stage}, and "
-                    "momenta of Muon cannot be cut anew; start as many at that stage, or begin anew at stage 0"
-                )
+            last.refuse_other(self.checkpoint(last.step, processes))
             last.chain.refuse_other(self.numbers)
         return last
 

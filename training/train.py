@@ -208,15 +208,11 @@ def _engine_from(job: "Job", last: "Checkpoint | None", everyone: "Processes") -
     everyone.wait()
     if everyone.is_first:
         job.folder.begin(job.plan, job.tokenizer, begun=job.begun)
-        job.checkpoints.remove_incomplete(last)
+        job.checkpoints.remove_incomplete()
     everyone.wait()
-    wanted = job.checkpoint(last.step if last else 0, everyone)
-    configuration = job.configuration
-    if last is not None and job.checkpoints.convert(last, wanted, everyone) and wanted.zero_stage:
-        configuration = configuration | {"checkpoint": {"load_universal": True}}
-    engine = engines.build(job.plan.recipe, job.plan.model_config(), configuration, everyone)
+    engine = engines.build(job.plan.recipe, job.plan.model_config(), job.configuration, everyone)
     if last is not None:
-        job.checkpoints.load(engine, last, wanted)
+        job.checkpoints.load(engine, last, everyone)
     job.fit(engine.module)
     return engine
 
