@@ -37,7 +37,7 @@ ZERO = {
     "all": {"stage": 1},
     "aligned": {"stage": 2, "parameter_alignment": True},
     "round robin": {"stage": 2, "round_robin_gradients": True},
-    "all offloaded": {"stage": 2} | OFFLOADED,
+    "all offloaded": {"stage": 1} | OFFLOADED,
     "each": {"stage": 3} | SMALL_PARTS,
     "each offloaded": {"stage": 3} | SMALL_PARTS | OFFLOADED,
 }

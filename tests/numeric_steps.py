@@ -104,20 +104,23 @@ class Repeated:
             yield MicroBatch.of({name: values[-1:].numpy() for name, values in whole.items()})
 
 
-def accumulated(stage):
-    """Gradient norms of a step on one sequence a process, and on MANY, in bf16; and the types that were reduced."""
-    reduced, norms = set(), []
+def accumulated(stage, settings):
+    """Norms of the gradient and of what Muon remembers of it, after a step on one sequence a process and one on MANY,
+    in bf16; and the types that were reduced."""
+    reduced, norms, momenta = set(), [], []
     for name in ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor"):
         setattr(comm.cdb, name, noting(getattr(type(comm.cdb), name).__get__(comm.cdb), reduced))
     config = configuration(MODEL, vocab_size=VOCABULARY, context_tokens=LENGTH, end_of_text_id=0)
     everyone = replace(EVERYONE, precision="bf16")
     for count in (EVERYONE.world_size, MANY):
-        recipe = Recipe(MODEL, Batch(LENGTH, count, 1), replace(ADAMW, gradient_clipping=0.0), Schedule(), 0)
+        recipe = Recipe(MODEL, Batch(LENGTH, count, 1), settings, Schedule(), 0)
         engine = engines.build(recipe, config, {"zero_optimization": {"stage": stage}}, everyone)
         steps.take_step(engine, Repeated(count), everyone, 0, 0.01)
         norms.append(float(engine.get_global_grad_norm()))
+        states = engine.optimizer.optimizer.state.values()
+        momenta.append([float(one["momentum_buffer"].norm()) for one in states if "momentum_buffer" in one])
         engine.destroy()
-    return {"norms": norms, "reduced": sorted(reduced)}
+    return {"norms": norms, "momenta": momenta, "reduced": sorted(reduced)}
 
 
 def noting(collective, types):
@@ -133,7 +136,9 @@ if __name__ == "__main__":
     EVERYONE = processes.join(-1, 1)
     chosen = sys.argv[2:] or list(CASES)
     results = {name: run(CASES[name], EVERYONE.rank, EVERYONE.world_size) for name in chosen}
-    results["accumulated"] = {stage: accumulated(stage) for stage in (1, 2, 3)}
+    unclipped = replace(ADAMW, gradient_clipping=0.0)
+    results["accumulated"] = {stage: accumulated(stage, unclipped) for stage in (1, 2, 3)}
+    results["accumulated by muon"] = {stage: accumulated(stage, MUON) for stage in (1, 2, 3)}
     if EVERYONE.is_first:
         with open(sys.argv[1], "w") as file:
             json.dump(results, file)

@@ -150,6 +150,14 @@ def test_bf16_gradients_of_many_micro_batches_are_added_up_and_reduced_in_fp32(c
     assert found["reduced"] == ["torch.float32"]
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_muon_remembers_the_sums_in_fp32_of_bf16_gradients(computed, stage):
+    found = computed["accumulated by muon"][str(stage)]
+    few, many = found["momenta"]
+    assert len(few) > 0
+    assert many == pytest.approx(few, rel=1e-2)
+
+
 @pytest.mark.parametrize("name", ["bf16", "bf16_chunks"])
 def test_bf16_products_with_fp32_weights_stay_near_fp32(computed, name):
     near = [row[0] for row in computed["plain" if name == "bf16" else "z_loss"]]

@@ -62,6 +62,7 @@ def test_keys_of_zero_are_those_that_deepspeed_knows():
     assert left <= {*REMOVED, *NEUTRAL, "zero_optimization.cpu_offload_param"}
 
 
+BY_MUON = replace(RECIPE, optimizer=Optimizer(kind="muon"))
 AGREEING = {
     "train_batch_size": 8,
     "train_micro_batch_size_per_gpu": 2,
@@ -162,9 +163,18 @@ def test_models_of_objectives_come_from_a_file_too():
 def test_a_default_that_would_have_been_another_is_told(tmp_path, caplog):
     read(tmp_path, {"optimizer": {"type": "AdamW", "params": {}}})
     assert "weight_decay: 0.1 by --optimizer.weight_decay, where DeepSpeed's default is 0.0" in caplog.text
-    muon = replace(RECIPE, optimizer=Optimizer(kind="muon"))
-    read(tmp_path, {"optimizer": {"type": "Muon", "params": {"lr": 0.02}}}, muon)
+    read(tmp_path, {"optimizer": {"type": "Muon", "params": {"lr": 0.02}}}, BY_MUON)
     assert "every matrix whose name lacks 'embed'" in caplog.text
+
+
+def test_muon_is_not_offloaded_where_its_gradients_would_be_added_up_in_the_type_of_the_weights(tmp_path):
+    offloaded = {"offload_optimizer": {"device": "cpu"}}
+    with pytest.raises(
+        ValueError, match="at stage 2: DeepSpeed would add up Muon's gradients in the type of the weig"
+    ):
+        read(tmp_path, {"zero_optimization": {"stage": 2} | offloaded}, BY_MUON)
+    for stage in (1, 3):
+        read(tmp_path, {"zero_optimization": {"stage": stage} | offloaded}, BY_MUON)
 
 
 def test_stage_0_in_half_precision_is_run_as_stage_1():

@@ -77,6 +77,7 @@ def build(
             config=completed,
             dist_init_required=False,
         )
+    optimizers.widen_sums(engine.optimizer)
     if compute.compile:
         engine.compile(backend="inductor")
     return engine
@@ -91,7 +92,9 @@ def _completed(recipe: Recipe, configuration: dict[str, Any], processes: Process
     by_muon = recipe.optimizer.kind == "muon"
     if by_muon and recipe.optimizer.gradient_clipping:
         log.info("gradients are not clipped: Muon's updates have a norm of their own (optimizer.gradient_clipping)")
-    if by_muon and stage == 3:
+    if by_muon:
+        # Stage 3 demands it. At the others DeepSpeed 0.19, where it scatters what it reduces, loses the gradient of a
+        # parameter of Adam's that comes before a matrix of Muon's in 16 bits (`average_tensor` merges the two).
         zero = zero | {"reduce_scatter": False}
     completed = configuration | {
         "zero_optimization": zero | {"stage": stage},

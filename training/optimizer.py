@@ -119,6 +119,16 @@ def _muon_without_compiler() -> None:
     muon_optimizer.muon_update = original_muon.muon_update
 
 
+def widen_sums(optimizer: Any) -> None:
+    """Have a ZeRO optimizer add up the gradients of Muon's matrices in fp32 at stages 1 and 2, and its momenta follow.
+
+    DeepSpeed does that for Adam's parameters; these it adds up in the type of the weights.
+    """
+    usual = getattr(optimizer, "get_all_grad_tensors", None)
+    if usual is not None:
+        optimizer.get_all_grad_tensors = lambda tensors, dtype: [one.to(dtype) for one in usual(tensors, dtype)]
+
+
 def progress(step: int, planned: Planned) -> float:
     """How much of the run is done after `step`, 0 to 1: linear in the step, towards the end that was planned then.
 

@@ -64,7 +64,7 @@ def read_configuration(path: str, recipe: Recipe, world_size: int) -> dict[str, 
         _refuse_batch(record, recipe, world_size)
         _refuse_precision(record, recipe)
         _refuse_optimizer(record, recipe)
-        _refuse_offload(record.get("zero_optimization", {}))
+        _refuse_offload(record.get("zero_optimization", {}), recipe)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return {key: value for key, value in record.items() if key not in (*DECIDED, *NEUTRAL)}
@@ -102,6 +102,8 @@ NEUTRAL: dict[str, tuple[Any, str]] = {
     "zero_optimization.compute_grad_norm": (True, "steps are judged by the norm of their gradient"),
     "zero_optimization.legacy_stage1": (False, "DeepSpeed has it no more"),
     "zero_optimization.load_from_fp32_weights": (True, "a run would not go on in the same bits"),
+    "zero_optimization.save_muon_momentum_buffer_in_memory": (False, "momenta wait where other states do"),
+    "zero_optimization.stage3_module_granularity_threshold": (0, "DeepSpeed 0.19 stops at the first backward pass"),
     "zero_optimization.zenflow": (None, "updates would pass by what looks for bad steps"),
 }
 # What changes no number of a run: how it communicates, and what DeepSpeed itself tells.
@@ -115,12 +117,12 @@ ZERO = (
     *("enable_sanity_checks", "ignore_unused_parameters", "leaf_module"),
     *("log_trace_cache_warnings", "memory_efficient_linear", "offload_optimizer", "offload_param", "overlap_comm"),
     *("override_module_apply", "parameter_alignment", "pipeline_loading_checkpoint", "reduce_bucket_size"),
-    *("reduce_scatter", "round_robin_gradients", "save_muon_momentum_buffer_in_memory", "sub_group_size"),
+    *("reduce_scatter", "round_robin_gradients", "sub_group_size"),
     *("use_multi_rank_bucket_allreduce", "zero_hpz_partition_size", "zero_quantized_gradients"),
     *("zero_quantized_nontrainable_weights", "zero_quantized_weights", "stage3_allgather_sequential"),
     *("stage3_gather_16bit_weights_on_model_save", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
-    *("stage3_model_persistence_threshold", "stage3_module_granularity_threshold"),
-    *("stage3_param_persistence_threshold", "stage3_prefetch_bucket_size", "stage3_use_all_reduce_for_fetch_params"),
+    *("stage3_model_persistence_threshold", "stage3_param_persistence_threshold", "stage3_prefetch_bucket_size"),
+    "stage3_use_all_reduce_for_fetch_params",
 )
 OBJECTS = ("zero_optimization", "fp16", "bf16", "torch_autocast", "data_types", "optimizer")
 
@@ -229,8 +231,14 @@ def _refuse_optimizer(record: dict[str, Any], recipe: Recipe) -> None:
                         ADAM_DEFAULTS[key])  # fmt: skip
 
 
-def _refuse_offload(zero: dict[str, Any]) -> None:
+def _refuse_offload(zero: dict[str, Any], recipe: Recipe) -> None:
     stage = zero.get("stage", 0)
+    offloaded = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+    if recipe.optimizer.kind == "muon" and stage == 2 and offloaded:
+        raise ValueError(
+            "zero_optimization.offload_optimizer at stage 2: DeepSpeed would add up Muon's gradients in the type of "
+            "the weights; choose stage 1 or 3"
+        )
     for key, least in (("offload_optimizer", 1), ("offload_param", 3)):
         device = (zero.get(key) or {}).get("device", "none")
         if device not in ("none", "cpu", "nvme"):
