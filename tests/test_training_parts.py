@@ -253,13 +253,6 @@ def test_checkpoint_of_another_kind_is_refused(change, line):
         CHECKPOINT.refuse_other(replace(CHECKPOINT, **change))
 
 
-def test_layouts_that_differ_need_a_conversion_and_whole_ones_do_not():
-    for change in ({"world_size": 4}, {"zero_stage": 3}, {"zero_stage": 0}):
-        assert not CHECKPOINT.same_layout(replace(CHECKPOINT, **change))
-    whole = replace(CHECKPOINT, zero_stage=0)
-    assert whole.same_layout(replace(whole, world_size=4))
-
-
 def test_checkpoint_returns_from_its_marker_and_from_one_without_guard_and_chain():
     full = replace(CHECKPOINT, guard=Record(3, 1, (0.1, 0.2)), chain=Chain(20, "ab", ((0, ""), (10, "cd"))))
     assert Checkpoint.from_record(json.loads(json.dumps(asdict(full) | {"files": {}}))) == full
