@@ -15,6 +15,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -31,20 +32,30 @@ def run(main: Callable[..., Any] | list[Callable[..., Any]], argv: list[str] | N
     """
     from jsonargparse import auto_cli
 
-    _take_comments_for_texts()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("py4j").setLevel(logging.WARNING)
     words = sys.argv[1:] if argv is None else argv
-    words = _expand_one(words, main) if isinstance(main, list) else expand(words, main)
+    command = _chosen(words, main) if isinstance(main, list) else main
+    if command is not None:
+        _take_for_texts(_texts(words, command))
+        words = [*words[:1], *expand(words[1:], command)] if isinstance(main, list) else expand(words, command)
     try:
         with _told(main) if "--help" in words or "-h" in words else contextlib.nullcontext():
             code = auto_cli(main, as_positional=False, args=words, parser_class=_parser_class(), parser_mode="yaml")
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        told = _not_utf8(error, words) if isinstance(error, UnicodeDecodeError) else str(error)
+        print(f"error: {' '.join(told.split())}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code or 0)
+
+
+def _not_utf8(error: UnicodeDecodeError, words: list[str]) -> str:
+    """The fault with the name of the file, if the command line has it."""
+    paths = [Path(word.partition("=")[2] or word) for word in words]
+    files = [path for path in paths if path.is_file() and path.read_bytes().startswith(error.object)]
+    return f"{files[0] if files else 'a file'} is not UTF-8: {error.reason} at byte {error.start:,}; convert it"
 
 
 def expand(words: Iterable[str], main: Callable[..., Any]) -> list[str]:
@@ -53,14 +64,10 @@ def expand(words: Iterable[str], main: Callable[..., Any]) -> list[str]:
     Words of a list of texts are those texts, whatever YAML would make of them. jsonargparse wants `--sources+ A
     --sources+ B` and `--overwrite true`, which it still gets.
     """
-    hints = typing.get_type_hints(main)
-    kinds = {name: hints.get(name) for name in inspect.signature(main).parameters}
-    lists = {f"--{name}" for name, kind in kinds.items() if _is_list(kind)}
-    texts = {f"--{name}" for name, kind in kinds.items() if _is_list(kind, str)}
-    flags = {f"--{name}" for name, kind in kinds.items() if kind is bool}
-    for name, kind in kinds.items():
-        if dataclasses.is_dataclass(kind):
-            flags |= {f"--{name}.{field}" for field, hint in typing.get_type_hints(kind).items() if hint is bool}
+    kinds = _kinds(main)
+    lists = {name for name, kind in kinds.items() if _is_list(kind)}
+    texts = {name for name, kind in kinds.items() if _is_list(kind, str)}
+    flags = {name for name, kind in kinds.items() if kind is bool}
     expanded: list[str] = []
     current: str | None = None
     for word in words:
@@ -84,12 +91,30 @@ def expand(words: Iterable[str], main: Callable[..., Any]) -> list[str]:
     return expanded
 
 
-def _expand_one(words: list[str], commands: list[Callable[..., Any]]) -> list[str]:
-    """What stands behind the name of a subcommand is expanded by its signature."""
-    for command in commands:
-        if words and words[0] == command.__name__:
-            return [words[0], *expand(words[1:], command)]
-    return words
+def _kinds(main: Callable[..., Any]) -> dict[str, Any]:
+    """The type of each option, those of settings in a dataclass included: `--name` and `--name.field`."""
+    hints = typing.get_type_hints(main)
+    kinds = {f"--{name}": hints.get(name) for name in inspect.signature(main).parameters}
+    for name, kind in list(kinds.items()):
+        if dataclasses.is_dataclass(kind):
+            kinds |= {f"{name}.{field}": hint for field, hint in typing.get_type_hints(kind).items()}
+    return kinds
+
+
+def _texts(words: list[str], main: Callable[..., Any]) -> set[str]:
+    """The words that are given for an optional text."""
+    options = {name for name, kind in _kinds(main).items() if kind == str | None}
+    found = set()
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in options:
+            found.add(value if equals else following)
+    return found
+
+
+def _chosen(words: list[str], commands: list[Callable[..., Any]]) -> Callable[..., Any] | None:
+    """The subcommand that the first word names."""
+    return next((command for command in commands if words[:1] == [command.__name__]), None)
 
 
 def _parser_class() -> "type[ArgumentParser]":
@@ -166,7 +191,9 @@ def _literal(word: str) -> str:
         word.encode()
     except UnicodeEncodeError:
         return word
-    return json.dumps([word])
+    # As JSON, but JSON's pairs for what lies beyond 16 bits are two characters to YAML.
+    parts = (f"\\U{ord(one):08x}" if ord(one) > 0xFFFF else json.dumps(one)[1:-1] for one in word)
+    return f'["{"".join(parts)}"]'
 
 
 def _is_list(kind: Any, of: Any = None) -> bool:
@@ -175,13 +202,25 @@ def _is_list(kind: Any, of: Any = None) -> bool:
     return any(of in (None, *typing.get_args(option)) for option in options)
 
 
-@functools.cache
-def _take_comments_for_texts() -> None:
-    """What would be nothing to YAML, as a comment in a line of code, is a text like any other. Once a process."""
-    from jsonargparse import get_loader, set_loader
+def _take_for_texts(texts: set[str]) -> None:
+    """Let what would be nothing to YAML be a text like any other: a comment in a line of code, `null` of `texts`."""
+    from jsonargparse import set_loader
+    from yaml import YAMLError
 
-    yaml = get_loader("yaml")
-    set_loader("yaml", lambda text: text if _is_comment(text) else yaml(text))
+    usual = _usual_loader()
+
+    def loaded(text: str) -> Any:
+        return text if _is_comment(text) or text in texts else usual(text)
+
+    set_loader("yaml", loaded, (YAMLError,), json_superset=False)
+
+
+@functools.cache
+def _usual_loader() -> Callable[[str], Any]:
+    """What jsonargparse reads YAML with."""
+    from jsonargparse import get_loader
+
+    return get_loader("yaml")  # type: ignore[no-any-return]
 
 
 def _is_comment(text: str) -> bool:
