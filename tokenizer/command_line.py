@@ -11,6 +11,7 @@ import inspect
 import io
 import json
 import logging
+import os
 import re
 import sys
 import typing
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+READER_IS_GONE = 128 + 13  # as shells tell of SIGPIPE
 LOG_FORMAT = "%(asctime)s %(name)s: %(message)s"
 ARGUMENTS = re.compile(r"^Args:\n(?: .*\n?|\n)*", re.MULTILINE)
 
@@ -43,12 +45,24 @@ def run(main: Callable[..., Any] | list[Callable[..., Any]], argv: list[str] | N
         with _told(main) if "--help" in words or "-h" in words else contextlib.nullcontext():
             code = auto_cli(main, as_positional=False, args=words, parser_class=_parser_class(), parser_mode="yaml")
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            sys.exit(READER_IS_GONE)
         told = _not_utf8(error, words) if isinstance(error, UnicodeDecodeError) else str(error)
         print(f"error: {' '.join(told.split())}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code or 0)
+
+
+def _reader_is_gone() -> bool:
+    """Whether what reads the output ended (`| head`); what was not written yet is dropped then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _not_utf8(error: UnicodeDecodeError, words: list[str]) -> str:
@@ -62,33 +76,43 @@ def expand(words: Iterable[str], main: Callable[..., Any]) -> list[str]:
     """Let lists take several words (`--sources A B`) and booleans none (`--overwrite`), as shells expect.
 
     Words of a list of texts are those texts, whatever YAML would make of them. jsonargparse wants `--sources+ A
-    --sources+ B` and `--overwrite true`, which it still gets.
+    --sources+ B`, of settings in a group `--group.names [A, B]`, and `--overwrite true`, which it still gets.
     """
     kinds = _kinds(main)
-    lists = {name for name, kind in kinds.items() if _is_list(kind)}
-    texts = {name for name, kind in kinds.items() if _is_list(kind, str)}
-    flags = {name for name, kind in kinds.items() if kind is bool}
-    expanded: list[str] = []
-    current: str | None = None
+    return [part for option in _options(words) for part in _expanded(option, kinds)]
+
+
+def _options(words: Iterable[str]) -> Iterator[list[str]]:
+    """Each option with the words behind it; before the first option, words alone."""
+    current: list[str] = []
     for word in words:
-        if word.startswith("--"):
-            if current in flags:
-                expanded.append("true")
-            current, equals, value = word.partition("=")
-            if equals and current in texts:
-                expanded += [f"{current}+", _literal(value)]
-            else:
-                current = word
-                expanded.append(f"{word}+" if word in lists else word)
-            continue
-        if current in lists and not expanded[-1].startswith("--"):
-            expanded.append(f"{current}+")
-        expanded.append(_literal(word) if current in texts else word)
-        if current in flags:
-            current = None
-    if current in flags:
-        expanded.append("true")
-    return expanded
+        if word.startswith("--") and current:
+            yield current
+            current = []
+        current.append(word)
+    if current:
+        yield current
+
+
+def _split(option: list[str]) -> tuple[str, list[str]]:
+    """The name of an option, and all that is given for it, behind its `=` and as words."""
+    name, equals, value = option[0].partition("=")
+    return name, [value] * bool(equals) + option[1:]
+
+
+def _expanded(option: list[str], kinds: dict[str, Any]) -> list[str]:
+    name, values = _split(option)
+    kind = kinds.get(name)
+    if kind is bool and not values:
+        return [name, "true"]
+    if not values or not _is_list(kind):
+        return option
+    if "." in name and len(values) == 1 and values[0].startswith("["):
+        return [name, *values]
+    given = [_literal(one) if _is_list(kind, str) else one for one in values]
+    if "." in name:
+        return [name, f"[{', '.join(given)}]"]
+    return [part for one in given for part in (f"{name}+", f"[{one}]" if _is_list(kind, str) else one)]
 
 
 def _kinds(main: Callable[..., Any]) -> dict[str, Any]:
@@ -103,13 +127,9 @@ def _kinds(main: Callable[..., Any]) -> dict[str, Any]:
 
 def _texts(words: list[str], main: Callable[..., Any]) -> set[str]:
     """The words that are given for an optional text."""
-    options = {name for name, kind in _kinds(main).items() if kind == str | None}
-    found = set()
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, equals, value = word.partition("=")
-        if name in options:
-            found.add(value if equals else following)
-    return found
+    kinds = _kinds(main)
+    options = (_split(option) for option in _options(words))
+    return {value for name, values in options if kinds.get(name) == str | None for value in values}
 
 
 def _chosen(words: list[str], commands: list[Callable[..., Any]]) -> Callable[..., Any] | None:
@@ -186,19 +206,19 @@ def _told(main: Callable[..., Any] | list[Callable[..., Any]]) -> Iterator[None]
 
 
 def _literal(word: str) -> str:
-    """A word as a list of that text; one that is no UTF-8 as it is, which the parser refuses in a line."""
+    """A word as a text in YAML; one that is no UTF-8 as it is, which the parser refuses in a line."""
     try:
         word.encode()
     except UnicodeEncodeError:
         return word
     # As JSON, but JSON's pairs for what lies beyond 16 bits are two characters to YAML.
     parts = (f"\\U{ord(one):08x}" if ord(one) > 0xFFFF else json.dumps(one)[1:-1] for one in word)
-    return f'["{"".join(parts)}"]'
+    return f'"{"".join(parts)}"'
 
 
 def _is_list(kind: Any, of: Any = None) -> bool:
-    """Whether a parameter's type is a list, or a list or None; of one type of elements, if that is given."""
-    options = [option for option in (kind, *typing.get_args(kind)) if typing.get_origin(option) is list]
+    """Whether a parameter's type is a list or tuple, or one or None; of one type of elements, if that is given."""
+    options = [option for option in (kind, *typing.get_args(kind)) if typing.get_origin(option) in (list, tuple)]
     return any(of in (None, *typing.get_args(option)) for option in options)
 
 

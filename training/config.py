@@ -6,6 +6,7 @@ ValueError that names the value, the bound and the remedy.
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,8 +17,9 @@ Attention = Literal["sequence", "document"]
 
 def _at_least(bound: float, **values: float) -> None:
     for name, value in values.items():
-        if not value >= bound:
-            raise ValueError(f"{name.replace('__', '.')} {value} is below {bound}; choose {bound} or more")
+        if not bound <= value < math.inf:
+            wrong = "not finite" if math.isinf(value) else f"below {bound}"
+            raise ValueError(f"{name.replace('__', '.')} {value} is {wrong}; choose {bound} or more")
 
 
 def _fraction(**values: float) -> None:
@@ -89,6 +91,7 @@ class Model:
         _at_least(1, model__hidden_size=self.hidden_size, model__layers=self.layers, model__heads=self.heads)
         _at_least(0, model__key_value_heads=self.key_value_heads, model__feed_forward_size=self.feed_forward_size)
         _fraction(model__dropout=self.dropout)
+        _at_least(1, model__rope_theta=self.rope_theta)
         if self.hidden_size % self.heads:
             raise ValueError(f"model.hidden_size {self.hidden_size} is no multiple of model.heads {self.heads}")
         if self.architecture == "llama" and self.hidden_size // self.heads % 2:
@@ -223,14 +226,15 @@ class Optimizer:
         _at_least(0, optimizer__weight_decay=self.weight_decay, optimizer__gradient_clipping=self.gradient_clipping)
         _at_least(0, optimizer__z_loss=self.z_loss)
         if not 0 < self.learning_rate < 1:
-            raise ValueError(f"optimizer.learning_rate {self.learning_rate} is outside 0 to 1; try 5e-4")
+            raise ValueError(f"optimizer.learning_rate {self.learning_rate} is not above 0 and below 1; try 5e-4")
         if not 0 < self.muon_learning_rate < 1:
-            raise ValueError(f"optimizer.muon_learning_rate {self.muon_learning_rate} is outside 0 to 1; try 0.02")
+            wrong = f"optimizer.muon_learning_rate {self.muon_learning_rate} is not above 0 and below 1"
+            raise ValueError(f"{wrong}; try 0.02")
         _decay(optimizer__beta1=self.beta1, optimizer__beta2=self.beta2, optimizer__muon_momentum=self.muon_momentum)
         if self.kind == "muon" and self.implementation != "torch":
             raise ValueError("optimizer.implementation is of adamw; muon is DeepSpeed's anyway, leave it out")
-        if not self.epsilon > 0:
-            raise ValueError(f"optimizer.epsilon {self.epsilon} is not above 0; try 1e-8")
+        if not 0 < self.epsilon < math.inf:
+            raise ValueError(f"optimizer.epsilon {self.epsilon} is not above 0 and finite; try 1e-8")
 
 
 @dataclass(frozen=True)
@@ -294,6 +298,8 @@ class Recipe:
     attention: Attention = "sequence"
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed {self.seed} is not from 0 to 2^63 - 1; choose another")
         if self.attention == "document" and self.objective.kind == "spans":
             raise ValueError("attention document is not of spans: hidden runs do not heed borders; use sequence")
         if self.objective.kind == "spans" and not self.model.tie_embeddings:

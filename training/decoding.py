@@ -5,6 +5,7 @@ it is batched with.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,10 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise ValueError(
-                f"temperature {self.temperature} must be 0 or more, top_p {self.top_p} above 0 and at most 1"
+                f"temperature {self.temperature} must be 0 or more and finite, and top_p {self.top_p} above 0 and at "
+                "most 1"
             )
 
 

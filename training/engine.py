@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,8 @@ def build(
         processes.wait()  # before any writes, all have looked how much room there is
     if processes.device.type == "cpu":
         nvme.partition(completed, model)
-    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed's bf16 optimizer prints the memory of each group
+    # DeepSpeed's bf16 optimizer prints the memory of each group.
+    with contextlib.redirect_stdout(io.StringIO()), _refusals_told(configuration):
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -81,6 +83,21 @@ def build(
     if compute.compile:
         engine.compile(backend="inductor")
     return engine
+
+
+@contextlib.contextmanager
+def _refusals_told(configuration: dict[str, Any]) -> Iterator[None]:
+    """What DeepSpeed makes of a user's configuration that it cannot take, as a ValueError of one line."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, KeyError, AssertionError, ImportError) as error:
+        if not configuration:
+            raise
+        entries: Any = getattr(error, "errors", None)  # of pydantic
+        found = entries() if entries else []
+        faults = [f"{'.'.join(map(str, one['loc']))} {one['input']!r}: {one['msg']}" for one in found]
+        reason = "; ".join(faults) or " ".join(str(error).split()) or repr(error)
+        raise ValueError(f"DeepSpeed cannot take the configuration of --deepspeed: {reason}") from error
 
 
 def _completed(recipe: Recipe, configuration: dict[str, Any], processes: Processes) -> dict[str, Any]:

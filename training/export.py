@@ -42,8 +42,9 @@ def main(
     """
     folder, target = RunFolder(run), Path(output)
     refuse_taken(target, overwrite, [Path.cwd(), folder.path, *([Path(workspace)] if workspace else [])])
-    export(folder, target, step=step, workspace=Path(workspace) if workspace else None)
-    print(f"model written to {target}")
+    exported = export(folder, target, step=step, workspace=Path(workspace) if workspace else None)
+    written = sum(path.stat().st_size for path in target.iterdir())
+    print(f"the model after step {exported.step:,} is written to {target} ({written / 1e6:,.1f} MB)")
 
 
 def refuse_taken(target: Path, overwrite: bool, needed: list[Path]) -> None:
@@ -65,8 +66,10 @@ def refuse_taken(target: Path, overwrite: bool, needed: list[Path]) -> None:
         raise ValueError(f"{target} exists; choose another --output, or --overwrite")
 
 
-def export(folder: RunFolder, target: Path, *, step: int | None = None, workspace: Path | None = None) -> None:
+def export(folder: RunFolder, target: Path, *, step: int | None = None, workspace: Path | None = None) -> Checkpoint:
     """Write the model of a run's complete checkpoint to `target`, whole or not at all; replaces what is there.
+
+    Returns the checkpoint.
 
     Raises:
         ValueError: the checkpoint is damaged, or the run's tokenizer is missing.
@@ -78,7 +81,7 @@ def export(folder: RunFolder, target: Path, *, step: int | None = None, workspac
     tokenizer = folder.tokenizer / TOKENIZER_FILE
     if not tokenizer.is_file():
         raise ValueError(f"no {TOKENIZER_FILE} in {folder.tokenizer}; put back the one that wrote the shards")
-    data = json.loads(folder.data.read_text()) if folder.data.is_file() else []
+    data = folder.read_data()
     if workspace:
         data = data_card.of_workspace(data, workspace)
     weights, rows = read_weights(folder.checkpoints, checkpoint), read_metrics(folder.metrics)
@@ -86,6 +89,7 @@ def export(folder: RunFolder, target: Path, *, step: int | None = None, workspac
         save_model(plan, weights, checkpoint.precision, place)
         save_tokenizer(tokenizer, plan, place)
         model_card.write(plan, checkpoint, rows, data, place)
+    return checkpoint
 
 
 @contextlib.contextmanager

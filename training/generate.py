@@ -4,8 +4,10 @@ import contextlib
 import inspect
 import itertools
 import json
+import logging
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tokenizer.command_line import run
 from training.decoding import Sampling, decode
 from training.durable import PARTIAL
+from training.model import whole_model
 from training.prompts import Request, requests_of
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ FILL_TOKENS = (
 NEXT_FILE = ("<file_sep>", "<repo_name>", "<|file_sep|>", "<|repo_name|>")
 # Names that configurations have for the tokens a model can read; those without any (BLOOM) have no bound.
 CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "seq_length")
+log = logging.getLogger("generate")
 
 
 def main(
@@ -77,12 +81,14 @@ def main(
     if samples > 1 and temperature == 0:
         raise ValueError(f"{samples} samples at temperature 0 would all be the same; choose a temperature above 0")
     _check_output(output, overwrite)
+    begun = time.monotonic()
     with_suffix = sum(request.suffix is not None for request in requests_of(prompt, suffix, prompts))
     writer = Writer(*load(model), max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
     if with_suffix:
         writer.rows_of(Request("", ""))  # what a suffix needs and a model may lack is the same for all
     wanted = ((request, number) for request in requests_of(prompt, suffix, prompts) for number in range(samples))
     several = bool(prompts) or len(prompt or ()) * samples > 1
+    completions = 0
     with _written_whole(output) as file:
         while batch := list(itertools.islice(wanted, 1 if stream else batch_size)):
             written = _streamed(writer, batch[0], several, samples) if stream else writer.complete(batch)
@@ -91,6 +97,10 @@ def main(
                     _show(request, number, completion, several, samples)
                 row = {"prompt": request.prompt, "completion": completion}
                 file.write(json.dumps(row | ({"suffix": request.suffix} if request.suffix is not None else {})) + "\n")
+                completions += 1
+    if output:
+        seconds = time.monotonic() - begun
+        log.info("%s completions in %.1f s, written to %s", f"{completions:,}", seconds, output)
 
 
 class Writer:
@@ -197,21 +207,33 @@ def load(folder: str | Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBas
     ValueError refuses a model that does not continue text, and files that cannot be read.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with _damage_told("config.json", folder):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
     _check_causal(config, folder)
-    try:
-        network = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True).eval()
-    except (SafetensorError, RuntimeError) as error:  # RuntimeError: shapes that are not the configuration's
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the weights in {folder} cannot be read: {reason}; export the model again") from None
+    with _damage_told("the weights", folder):
+        network = whole_model(AutoModelForCausalLM, folder, config=config).eval()
+    with _damage_told("the tokenizer", folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        ids, rows = max(tokenizer.get_vocab().values()) + 1, network.get_input_embeddings().num_embeddings
+        if ids > rows:
+            raise ValueError(f"it has {ids:,} tokens and the model {rows:,}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return network.to(device), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return network.to(device), tokenizer
+
+
+@contextlib.contextmanager
+def _damage_told(part: str, folder: str | Path) -> Iterator[None]:
+    """What cannot be read, as a ValueError of one line: `transformers` passes on the faults of all it is made of."""
+    try:
+        yield
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+        raise ValueError(f"{part} in {folder} cannot be read: {lines[0]}; export the model again") from error
 
 
 def context_of(config: "PretrainedConfig") -> int | None:
@@ -269,6 +291,8 @@ def _heading(request: Request, number: int, several: bool, samples: int) -> str:
 
 def _check_output(output: str | None, overwrite: bool) -> None:
     """ValueError where the output would take the place of what must stay."""
+    if output and output.endswith("/"):
+        raise ValueError(f"{output} names a folder; give --output the name of a file")
     if output and Path(output).exists():
         if not Path(output).is_file():
             raise ValueError(f"{output} is no file that can be replaced; choose another --output")

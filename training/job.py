@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,9 @@ class Length:
     def __post_init__(self) -> None:
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps {self.max_steps} is below 1; choose 1 or more")
-        if self.train_minutes is not None and self.train_minutes <= 0:
-            raise ValueError(f"train_minutes {self.train_minutes} is not above 0; choose a part of a minute or more")
+        if self.train_minutes is not None and not 0 < self.train_minutes < math.inf:
+            wrong = f"train_minutes {self.train_minutes} is not above 0 and finite"
+            raise ValueError(f"{wrong}; choose a part of a minute or more")
 
     @property
     def budget_seconds(self) -> float | None:

@@ -62,10 +62,12 @@ def configuration(model: Model, *, vocab_size: int, context_tokens: int, end_of_
 def _from_text(text: str, context_tokens: int, common: dict[str, Any]) -> "PretrainedConfig":
     """A configuration of `transformers` from its JSON; ValueError where it cannot do for the run."""
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     record: dict[str, Any] = json.loads(text)
     kind, rows = record.pop("model_type"), record.pop("pretrained_rows", None)
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"model.config has model_type {kind!r}, which this `transformers` does not know")
     if rows is not None:
         common = common | {"vocab_size": rows}
     for key in ("architectures", "transformers_version", "dtype", "torch_dtype"):
@@ -99,7 +101,7 @@ def read_pretrained(folder: str, model: Model, shards: Path) -> Model:
     read = replace(model, config=folder).read()
     record = json.loads(read.config)
     rows = record.get("vocab_size", 0)
-    if rows < index.vocab_size:
+    if not isinstance(rows, int) or rows < index.vocab_size:
         raise ValueError(
             f"the model in {folder} has {rows} tokens, the shards have {index.vocab_size}; write the shards with its "
             "tokenizer"
@@ -130,17 +132,49 @@ def build(config: "PretrainedConfig", seed: int, pretrained: str = "") -> "PreTr
 
     torch.manual_seed(seed)
     kind = model_class(config)
+    model: PreTrainedModel
     if pretrained:
-        if not Path(pretrained).is_dir():
-            raise ValueError(f"no folder {pretrained}; the run began from it (--from_pretrained)")
-        model: PreTrainedModel = kind.from_pretrained(
-            pretrained, config=config, dtype=torch.float32, local_files_only=True
-        )
+        model = _of_folder(kind, config, pretrained)
         model.train()
     else:
-        model = kind.from_config(config, dtype=torch.float32)
+        try:
+            model = kind.from_config(config, dtype=torch.float32)
+        except Exception as error:  # each model of `transformers` has faults of its own for sizes that cannot be
+            reason = " ".join(str(error).split()) or repr(error)
+            wrong = f"a {config.model_type} of these sizes cannot be made: {reason}"
+            raise ValueError(f"{wrong}; change --model.config, or --model.*") from error
     model.config.use_cache = False
     return model
+
+
+def _of_folder(kind: Any, config: "PretrainedConfig", folder: str) -> "PreTrainedModel":
+    """A model with the weights of a folder, all of them; ValueError where they are not there or not those."""
+    import torch
+
+    if not Path(folder).is_dir():
+        raise ValueError(f"no folder {folder}; the run began from it (--from_pretrained)")
+    try:
+        return whole_model(kind, folder, config=config, dtype=torch.float32)
+    except Exception as error:  # safetensors and torch have faults of their own
+        reason = " ".join(str(error).split()) or repr(error)
+        raise ValueError(f"the weights in {folder} cannot be gone on from: {reason}") from error
+
+
+def whole_model(kind: Any, folder: str | Path, **settings: Any) -> "PreTrainedModel":
+    """A model from a folder; ValueError names weights that are missing or of another shape, which `transformers` would
+    draw at random."""
+    model, told = kind.from_pretrained(
+        folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+    )
+    wrong = {
+        "is missing": sorted(told["missing_keys"]),
+        "has another shape than config.json says": sorted(name for name, *_ in told["mismatched_keys"]),
+    }
+    for fault, names in wrong.items():
+        if names:
+            more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{names[0]} {fault}{more}")
+    return model  # type: ignore[no-any-return]
 
 
 def count_parameters(model: "torch.nn.Module") -> int:

@@ -201,7 +201,7 @@ def configuration(
 
     Or that of model.config, where it is of such a type; ValueError where it is not.
     """
-    from transformers import BertConfig, T5Config
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, BertConfig, T5Config
 
     from training import model as causal
 
@@ -240,9 +240,15 @@ def configuration(
             pad_token_id=None,
             **ends | {"tie_word_embeddings": model.tie_embeddings},
         )
-    return causal.configuration(
+    config = causal.configuration(
         model, vocab_size=vocab_size, context_tokens=context_tokens, end_of_text_id=end_of_text_id
     )
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"model.config or from_pretrained gives a {config.model_type}, which does not continue text; give a "
+            "causal language model, as llama and gpt2 are"
+        )
+    return config
 
 
 def model_class(config: "PretrainedConfig") -> Any:

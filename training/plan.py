@@ -7,6 +7,7 @@ follows published laws (`scaling.py`).
 
 import contextlib
 import json as json_lines
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -103,13 +104,13 @@ def main(
         configs: folder of run configurations (.yaml) whose models are the sizes.
         json: print one JSON object instead of the table.
     """
-    if gpus < 0 or hours <= 0:
-        raise ValueError(f"gpus {gpus} must be 0 or more, hours {hours} above 0")
+    if gpus < 0 or not 0 < hours < math.inf:
+        raise ValueError(f"gpus {gpus} must be 0 or more, hours {hours} above 0 and finite")
     if mfu is not None and not 0 < mfu <= 1:
         raise ValueError(f"mfu {mfu} is outside 0 to 1; it is a share of the peak, as {GPU_MFU}")
     for name, value in (("sequence_length", sequence_length), ("memory_gb", memory_gb), ("peak_tflops", peak_tflops)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} {value} is not above 0; leave it out for the default")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} {value} is not above 0 and finite; leave it out for the default")
     index = ShardIndex.load(shards)
     unique = sum(shard.tokens for shard in index.of_split("train"))
     hardware = hardware_of(gpus, device, memory_gb, peak_tflops, mfu, hours)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+MOST_THREADS = 4096
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 FIRST_SPEAKS_SECONDS = 3.0
 
@@ -93,6 +94,8 @@ def join(local_rank: int, threads: int, precision: str = "auto") -> Processes:
     """
     if threads < 0:
         raise ValueError(f"threads {threads} is below 0; 0 takes OMP_NUM_THREADS, or a share of the cores")
+    if threads > MOST_THREADS:
+        raise ValueError(f"threads {threads} is above {MOST_THREADS:,}; choose about as many as there are cores")
     _complete_rendezvous(local_rank)
     import torch
 
@@ -165,7 +168,7 @@ def _complete_rendezvous(local_rank: int) -> None:
     environment = os.environ
     if local_rank >= 0:
         environment.setdefault("LOCAL_RANK", str(local_rank))
-    if int(environment.get("WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -180,10 +183,21 @@ def _complete_rendezvous(local_rank: int) -> None:
     environment.setdefault("LOCAL_SIZE", environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"]))
 
 
+def world_size() -> int:
+    """How many processes the environment says there are; ValueError where that is no number of them."""
+    return _count("WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
+
+
+def _count(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{name} is {text!r} in the environment, which is no number from 1 on; set or unset it")
+    return int(text)
+
+
 def _threads() -> int:
     chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if chosen:
-        return int(chosen)
+        return _count("OMP_NUM_THREADS", chosen)
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_SIZE"]))
 
 

@@ -41,7 +41,7 @@ def read_requests(path: Path) -> Iterator[Request]:
     """
     found = 0
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if path.suffix == ".jsonl" or line.strip():
                     yield _request(line, number, path)

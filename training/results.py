@@ -56,6 +56,9 @@ def finish(job: "Job") -> None:
     export(job.folder, job.folder.export)
     write_page(job.folder)
     rows = read_metrics(job.folder.metrics)
+    if not rows:
+        lost = f"{job.folder.metrics} holds no step, though the run took {job.plan.max_steps:,}"
+        raise ValueError(f"{lost}; put it back (the model is in {job.folder.export})")
     seconds = sum(row["seconds"] for row in rows)
     summary: dict[str, Any] = {
         "steps": rows[-1]["step"],

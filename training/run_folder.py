@@ -1,7 +1,9 @@
 """The folder of a run: its plan, whether it may be begun, gone on with or is done, and where everything lies."""
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from training.checkpoint import MARKER
 from training.config import Recipe
 from training.durable import PARTIAL, write_durably
 from training.optimizer import Planned
+from training.run_lock import LOCK
 
 TOLERANCE, LEAST_SHARE = 0.02, 0.1
+RESULTS = ("steps", "tokens", "loss", "tokens_per_second")  # what every summary says
 FREE_TO_CHANGE = ("batch.sequences_per_device",)  # how a step is cut, not what it computes
 
 
@@ -30,6 +34,15 @@ class Rewind:
     from_step: int
     to_step: int
     skipped: int
+
+
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """A file of the run that is not as it was written, as a ValueError that names it."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); put it back, or begin anew in another folder") from None
 
 
 def _left_out(step: int, rewinds: tuple[Rewind, ...]) -> int:
@@ -144,11 +157,12 @@ class RunFolder:
         """The plan, or None where there is no run."""
         if not self._plan.is_file():
             return None
-        record = json.loads(self._plan.read_text())
-        del record["max_steps"]
-        planned = tuple((begin, end) for begin, end in record.pop("planned"))
-        rewinds = tuple(Rewind(**rewind) for rewind in record.pop("rewinds", ()))
-        return Plan(recipe=Recipe.from_record(record.pop("recipe")), planned=planned, rewinds=rewinds, **record)
+        with _damage_told(self._plan):
+            record = json.loads(self._plan.read_text())
+            del record["max_steps"]
+            planned = tuple((begin, end) for begin, end in record.pop("planned"))
+            rewinds = tuple(Rewind(**rewind) for rewind in record.pop("rewinds", ()))
+            return Plan(recipe=Recipe.from_record(record.pop("recipe")), planned=planned, rewinds=rewinds, **record)
 
     def record(self, plan: Plan) -> None:
         """Write the plan down, before any step that follows it."""
@@ -157,15 +171,21 @@ class RunFolder:
     @property
     def summary(self) -> dict[str, Any] | None:
         """Results of a run that reached its last step, else None."""
-        return json.loads(self._summary.read_text()) if self._summary.is_file() else None
+        if not self._summary.is_file():
+            return None
+        with _damage_told(self._summary):
+            record: dict[str, Any] = json.loads(self._summary.read_text())
+            return {name: record[name] for name in (*RESULTS, *record)}
 
     def is_begun(self, recipe: Recipe, data_fingerprint: str, *, resume: bool, overwrite: bool) -> bool:
         """Whether a run of `recipe` on these shards is here to go on with; changes nothing.
 
         ValueError if the folder holds something else.
         """
-        half_written = self._plan.with_suffix(PARTIAL)
-        if not self.path.exists() or all(entry == half_written for entry in self.path.iterdir()):
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file; choose another --output")
+        nothing_yet = (self._plan.with_suffix(PARTIAL), self.path / LOCK)
+        if not self.path.exists() or all(entry in nothing_yet for entry in self.path.iterdir()):
             return False
         plan = self.plan
         if plan is None:
@@ -193,7 +213,7 @@ class RunFolder:
             for entry in self.path.iterdir():
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
-                elif entry != self._plan:
+                elif entry not in (self._plan, self.path / LOCK):
                     entry.unlink()
         self.record(plan)
         self.checkpoints.mkdir(exist_ok=True)
@@ -209,6 +229,14 @@ class RunFolder:
     def record_data(self, records: list[dict[str, Any]]) -> None:
         """Note what the data of each folder of shards is, for the model card."""
         write_durably(self.data, records)
+
+    def read_data(self) -> list[dict[str, Any]]:
+        """What `record_data` noted; nothing before."""
+        if not self.data.is_file():
+            return []
+        with _damage_told(self.data):
+            records: list[dict[str, Any]] = json.loads(self.data.read_text())
+            return records
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Record the results; from now on the run is done."""

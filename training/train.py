@@ -2,6 +2,7 @@
 
 import contextlib
 import enum
+import functools
 import gc
 import logging
 import os
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tokenizer.command_line import run
 from training import engine as engines
-from training import nvme, processes, results, steps
+from training import nvme, processes, results, run_lock, steps
 from training.config import Attention, Batch, Compute, Data, Model, Objective, Optimizer, Recipe, Schedule
 from training.guard import Guard, OnNan, Record, Tolerance
 from training.model import read_pretrained
@@ -129,12 +130,13 @@ def main(
         for name, value in (("evaluation_tokens", evaluation_tokens), ("cache_bytes", cache_bytes)):
             if value < 0:
                 raise ValueError(f"{name} {value} is below 0; choose 0 or more")
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        world_size = processes.world_size()
         storage = Storage(shards, verify=verify, cache=Path(cache or f"{output}.cache"), cache_bytes=cache_bytes)
         model = read_pretrained(from_pretrained, model, storage.folders[0]) if from_pretrained else model.read()
         recipe = Recipe(model, batch, optimizer, schedule, seed, compute, from_pretrained, data, objective, attention)
         configuration = read_configuration(deepspeed, recipe, world_size)
-        job = prepare(
+        prepared = functools.partial(
+            prepare,
             storage=storage,
             output=Path(output),
             recipe=recipe,
@@ -150,14 +152,19 @@ def main(
             resume=resume == "auto",
             overwrite=overwrite,
         )
+        job = prepared()
         if job.is_done:
             if _is_first():
                 print(f"already trained\n{results.told(job)}", flush=True)
             return 0
         everyone, ending = processes.join(local_rank, threads, compute.precision), processes.Ending()
         stop = StopRequest()
-        everyone.refuse_differences(job.shared)
-        with nvme.own_folders(configuration, Path(output), everyone.rank, everyone.world_size) as configuration:
+        with (
+            run_lock.held(job.folder.path, everyone) as waited,
+            nvme.own_folders(configuration, Path(output), everyone.rank, everyone.world_size) as configuration,
+        ):
+            job = prepared() if waited else job
+            everyone.refuse_differences(job.shared)
             timed = with_known_length(replace(job, configuration=configuration), everyone, stop)
             finished = timed is not None and _train(timed, everyone, stop)
         processes.leave()
@@ -204,13 +211,16 @@ def _train(job: "Job", everyone: "Processes", stop: StopRequest) -> bool:
 
 
 def _engine_from(job: "Job", last: "Checkpoint | None", everyone: "Processes") -> "DeepSpeedEngine":
-    """The folder laid out, and an engine that stands where the checkpoint does, whoever wrote that."""
+    """The folder laid out, and an engine that stands where the checkpoint does, whoever wrote that.
+
+    The engine comes first: what cannot be made of the settings leaves the folder as it was.
+    """
+    engine = engines.build(job.plan.recipe, job.plan.model_config(), job.configuration, everyone)
     everyone.wait()
     if everyone.is_first:
         job.folder.begin(job.plan, job.tokenizer, begun=job.begun)
         job.checkpoints.remove_incomplete()
     everyone.wait()
-    engine = engines.build(job.plan.recipe, job.plan.model_config(), job.configuration, everyone)
     if last is not None:
         job.checkpoints.load(engine, last, everyone)
     job.fit(engine.module)

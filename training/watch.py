@@ -1,5 +1,6 @@
 """What a run shows of itself beside its metrics: the settings for it."""
 
+import math
 from dataclasses import dataclass
 
 PROMPTS = ("def fibonacci(n):", "import ", "class Stack:")
@@ -24,5 +25,6 @@ class Watch:
     def __post_init__(self) -> None:
         if self.sample_tokens < 0:
             raise ValueError(f"watch.sample_tokens {self.sample_tokens} is below 0; 0 writes no samples")
-        if self.temperature < 0:
-            raise ValueError(f"watch.temperature {self.temperature} is below 0; 0 takes the most probable token")
+        if not 0 <= self.temperature < math.inf:
+            wrong = f"watch.temperature {self.temperature} is not 0 or more and finite"
+            raise ValueError(f"{wrong}; 0 takes the most probable token")

@@ -140,6 +140,9 @@ def _refuse_forms(record: dict[str, Any]) -> None:
     for section, key in ((zero, "offload_optimizer"), (zero, "offload_param"), ("optimizer", "params")):
         if not isinstance(record.get(section, {}).get(key) or {}, dict):
             raise ValueError(f"'{section}.{key}' is {record[section][key]!r} and must be an object, as in DeepSpeed")
+    every = record.get("steps_per_print", 1)
+    if type(every) is not int or every < 1:
+        raise ValueError(f"steps_per_print {every!r} is no number of steps from 1 on; remove it")
     stage = record.get("zero_optimization", {}).get("stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         raise ValueError(f"zero_optimization.stage {stage!r} is none of 0, 1, 2 and 3")
@@ -254,7 +257,7 @@ def _refuse_offload(zero: dict[str, Any], recipe: Recipe) -> None:
 
 def _refuse_nvme(key: str, settings: dict[str, Any]) -> None:
     """Settings with which DeepSpeed stops at an assertion, or reads what is not there."""
-    if not settings.get("nvme_path"):
+    if not isinstance(settings.get("nvme_path"), str) or not settings["nvme_path"]:
         raise ValueError(f"zero_optimization.{key} to nvme needs nvme_path, a folder on a fast local disk")
     if settings.get("max_in_cpu", 0):
         raise ValueError(f"zero_optimization.{key}.max_in_cpu must be 0: weights are on the disk, or offloaded to cpu")
@@ -262,10 +265,13 @@ def _refuse_nvme(key: str, settings: dict[str, Any]) -> None:
         raise ValueError(f"zero_optimization.{key}.fast_init asks for larger buffers than there are; remove it")
     pipelined = settings.get("pipeline_read") or settings.get("pipeline_write")
     least = PIPELINED_BUFFERS if pipelined else BUFFERS
-    if key == "offload_optimizer" and settings.get("buffer_count", least) < least:
-        raise ValueError(f"zero_optimization.{key}.buffer_count {settings['buffer_count']} is below {least}")
+    count = settings.get("buffer_count", least)
+    if type(count) is not int or (key == "offload_optimizer" and count < least):
+        raise ValueError(f"zero_optimization.{key}.buffer_count {count!r} is below {least}, or no number")
 
 
 def _refuse_other(key: str, given: Any, ours: Any, option: str) -> None:
     if given != ours:
-        raise ValueError(f"{key} {given} is decided by {option}, which makes it {ours}; make them agree or remove it")
+        raise ValueError(
+            f"{key} {given!r} is decided by {option}, which makes it {ours!r}; make them agree or remove it"
+        )
