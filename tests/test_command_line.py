@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -99,6 +99,67 @@ def test_words_of_lists_of_texts_are_those_texts(text, capsys):
     assert capsys.readouterr().out == f"{[text, 'b']} None 0 False False 1000\n"
     assert call(job, "--size", 0, f"--sources={text}") == 0
     assert capsys.readouterr().out == f"{[text]} None 0 False False 1000\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["~", "Null", "&a", "}", ",", "a: b", '"""doc"""', "%s", "[1", "\U0001f600", "x\ny", ""]
+)
+def test_words_of_optional_texts_are_those_texts(text, capsys):
+    def named(*, name: str | None = None, other: str = "", many: list[str] | None = None, size: int | None = 1):
+        print([name, other, many, size])
+
+    assert call(named, "--name", text, "--other", text, "--many", text, "--size", "null") == 0
+    assert capsys.readouterr().out == f"{[text, text, [text], None]}\n"
+    assert call(named, f"--name={text}", f"--many={text}") == 0
+    assert capsys.readouterr().out == f"{[text, '', [text], 1]}\n"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of settings.
+
+    Args:
+        texts: some.
+        numbers: some.
+    """
+
+    texts: tuple[str, ...] = ("x",)
+    numbers: list[float] = field(default_factory=list)
+
+
+def test_lists_of_a_group_take_words_too(capsys):
+    def grouped(*, group: Group = Group()):
+        print(group.texts, group.numbers)
+
+    assert call(grouped, "--group.texts", "def a", "~", "--group.numbers", "3", "1") == 0
+    assert capsys.readouterr().out == "('def a', '~') [3.0, 1.0]\n"
+    assert call(grouped, "--group.texts", "[a, b]", "--group.numbers=[1, 2]") == 0
+    assert capsys.readouterr().out == "('a', 'b') [1.0, 2.0]\n"
+
+
+def test_what_yaml_cannot_read_is_wrong_usage_and_what_is_not_utf8_is_named(capsys, tmp_path):
+    (tmp_path / "broken.yaml").write_text("size: {\n")
+    for arguments in (("--config", tmp_path / "broken.yaml"), ("--size", "[1"), ("--rules", "{"), ("--size", "@")):
+        assert call(job, *arguments) == 2
+        assert capsys.readouterr().err.count("\n") == 3
+    (tmp_path / "latin.yaml").write_bytes(b"size: 1 # d\xe9j\xe0\n")
+    assert call(job, "--config", tmp_path / "latin.yaml") == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'latin.yaml'} is not UTF-8: ")
+
+
+def test_a_reader_that_goes_ends_a_command_without_a_word(tmp_path):
+    script = tmp_path / "talks.py"
+    script.write_text(
+        "from tokenizer.command_line import run\n"
+        "def main():\n"
+        "    for number in range(100_000):\n"
+        "        print(number)\n"
+        "run(main)\n"
+    )
+    command = f"{sys.executable} {script} | head -1; echo ${{PIPESTATUS[0]}}"
+    place = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=place, check=True)
+    assert (done.stdout, done.stderr) == ("0\n141\n", "")
 
 
 def test_a_word_that_is_no_utf8_is_a_line(capsys):

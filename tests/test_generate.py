@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_shards import documents
+from small_shards import documents, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import BertConfig, LlamaConfig, MambaConfig, T5Config, ViTConfig
 
@@ -146,6 +146,35 @@ def test_damaged_weights_and_a_tokenizer_without_an_end_are_named(folder, tmp_pa
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="names no token that ends a text"):
         Writer(network, tokenizer, max_new_tokens=4, sampling=Sampling(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "line"),
+    [
+        (
+            "config.json",
+            {"num_hidden_layers": 3},
+            "the weights in .* cannot be read: model.layers.2.* is missing, and 8",
+        ),
+        ("config.json", {"intermediate_size": 64}, "the weights in .* has another shape than config.json says, and 5"),
+        ("config.json", {"hidden_size": "x"}, "config.json in .* cannot be read"),
+        ("tokenizer.json", {}, "the tokenizer in .* cannot be read"),
+    ],
+)
+def test_folder_whose_parts_do_not_fit_is_refused_in_a_line(folder, tmp_path, name, changed, line):
+    path = shutil.copytree(folder, tmp_path / "model") / name
+    path.write_text(json.dumps((json.loads(path.read_text()) | changed) if changed else {}))
+    with pytest.raises(ValueError, match=line) as told:
+        load(tmp_path / "model")
+    assert "\n" not in str(told.value)
+
+
+def test_tokenizer_with_more_tokens_than_the_model_is_refused(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    make_tokenizer(tmp_path / "other", vocab_size=400)
+    shutil.copy(tmp_path / "other" / "tokenizer.json", copy / "tokenizer.json")
+    with pytest.raises(ValueError, match="it has 324 tokens and the model 300"):
+        load(copy)
 
 
 def test_samples_depend_on_seed_and_prompt_and_not_on_their_neighbours(writer):

@@ -236,6 +236,10 @@ def test_model_of_a_folder_goes_on_with_its_weights_if_the_vocabulary_is_that_of
     assert count_parameters(model) == count_parameters(saved)
     for mine, theirs in zip(model.parameters(), saved.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+    deeper = json.dumps(json.loads(settings.config) | {"num_hidden_layers": RECIPE.model.layers + 1})
+    config = configuration(replace(settings, config=deeper), vocab_size=300, context_tokens=32, end_of_text_id=0)
+    with pytest.raises(ValueError, match=r"cannot be gone on from: model\.layers.* is missing, and 8 more"):
+        build(config, seed=0, pretrained=str(tmp_path / "model"))
     make_tokenizer(tmp_path / "other", vocab_size=280)
     (tmp_path / "other" / "tokenizer.json").rename(tmp_path / "model" / "tokenizer.json")
     with pytest.raises(ValueError, match="is not that of the shards"):
@@ -289,6 +293,9 @@ def test_compute_settings_that_cannot_work_are_refused():
         (Optimizer, {"kind": "muon", "implementation": "deepspeed"}, "optimizer.implementation is of adamw"),
         (Optimizer, {"epsilon": math.nan}, "optimizer.epsilon nan is not above 0"),
         (Optimizer, {"weight_decay": math.nan}, "optimizer.weight_decay nan is below 0"),
+        (Optimizer, {"epsilon": math.inf}, "optimizer.epsilon inf is not above 0 and finite"),
+        (Optimizer, {"gradient_clipping": math.inf}, "optimizer.gradient_clipping inf is not finite"),
+        (Model, {"rope_theta": 0.0}, "model.rope_theta 0.0 is below 1"),
         (Objective, {"noise": 0.0}, "objective.noise 0.0 is not above 0 and below 1"),
         (Objective, {"noise": 1.0}, "objective.noise 1.0 is not above 0 and below 1"),
     ],

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from small_runs import LIMIT_SECONDS, SHORT, finish, started, words
+from small_runs import LIMIT_SECONDS, SHORT, finish, started, wait_for_step, words
 from small_shards import make_shards, make_tokenizer
 
 
@@ -30,7 +30,14 @@ def refused(shards, output, options, folder=None):
         ({"shards": "nowhere"}, "index.json is missing"),
         ({"batch.sequence_length": 10**6}, "batch.sequence_length 1000000 needs 1000001 tokens"),
         ({"model.hidden_size": 33}, "model.hidden_size 33 is no multiple of model.heads 2"),
-        ({"optimizer.learning_rate": 3}, "optimizer.learning_rate 3.0 is outside 0 to 1"),
+        ({"optimizer.learning_rate": 3}, "optimizer.learning_rate 3.0 is not above 0 and below 1"),
+        ({"optimizer.weight_decay": ".inf"}, "optimizer.weight_decay inf is not finite"),
+        ({"model.rope_theta": ".nan"}, "model.rope_theta nan is below 1"),
+        ({"seed": 2**80}, "is not from 0 to 2^63 - 1"),
+        ({"watch.temperature": ".nan"}, "watch.temperature nan is not 0 or more and finite"),
+        ({"threads": 10**6}, "threads 1000000 is above 4,096"),
+        ({"model.config": '{"model_type": "vit"}'}, "gives a vit, which does not continue text; give a causal"),
+        ({"model.config": '{"model_type": "bart"}'}, "gives a bart, which does not continue text; give a causal"),
         ({"optimizer.beta2": 1}, "optimizer.beta2 1.0 is not 0 or more and below 1"),
         ({"objective.noise": 0}, "objective.noise 0.0 is not above 0 and below 1"),
         ({"threads": -1}, "threads -1 is below 0"),
@@ -88,3 +95,77 @@ def test_folder_that_is_no_run_is_never_overwritten(shards, tmp_path):
     assert code == 1
     assert "is no training run" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"max_steps": "null", "train_minutes": ".nan"}, "train_minutes nan is not above 0 and finite"),
+        ({"model.hidden_size": 10**12}, "a llama of these sizes cannot be made"),
+        ({"model.config": '{"model_type": "llama", "hidden_act": "foo"}'}, "a llama of these sizes cannot be made"),
+    ],
+)
+def test_models_that_cannot_be_made_are_a_line_and_leave_no_folder(shards, tmp_path, changed, line):
+    job = refused(shards, tmp_path / "run", SHORT | changed)
+    assert job.returncode == 1
+    assert line in job.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({"steps_per_print": 0}, "steps_per_print 0 is no number of steps from 1 on"),
+        ({"timers": 2}, "DeepSpeed cannot take the configuration of --deepspeed: "),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}}, "zero_optimization.reduce_bucket_size"),
+    ],
+)
+def test_what_deepspeed_cannot_take_is_a_line_and_leaves_no_folder(shards, tmp_path, more, line):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 1}} | more))
+    job = refused(shards, tmp_path / "run", SHORT | {"deepspeed": path})
+    assert job.returncode == 1
+    last = job.stderr.splitlines()[-1]
+    assert line.split(".")[-1] in last
+    assert last.startswith("error: ")
+
+
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "0"), ("WORLD_SIZE", "x"), ("OMP_NUM_THREADS", "abc")])
+def test_variables_that_are_no_numbers_are_named(shards, tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    job = refused(shards, tmp_path / "run", SHORT)
+    assert job.returncode == 1
+    assert f"{name} is '{value}' in the environment, which is no number from 1 on" in job.stderr
+
+
+@pytest.mark.parametrize(("name", "content"), [("plan.json", "{"), ("plan.json", "{}"), ("plan.json", "[]")])
+def test_damaged_file_of_a_run_is_named(shards, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with started(shards, tmp_path, SHORT, 1) as jobs:
+        (code,), (printed,) = finish(jobs)
+    assert code == 1
+    assert f"{tmp_path / name} is damaged" in printed
+    assert printed.count("\n") == 1
+
+
+def test_output_that_is_a_file_is_refused(shards, tmp_path):
+    (tmp_path / "run").write_text("dear to someone")
+    with started(shards, tmp_path / "run", SHORT, 1) as jobs:
+        (code,), (printed,) = finish(jobs)
+    assert (code, printed.count("\n")) == (1, 1)
+    assert "is a file; choose another --output" in printed
+    assert (tmp_path / "run").read_text() == "dear to someone"
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_lives_and_not_after_its_death(shards, tmp_path):
+    run = tmp_path / "run"
+    with started(shards, run, SHORT | {"max_steps": 5000}, 1) as first:
+        wait_for_step(run, 2, first)
+        with started(shards, run, SHORT | {"max_steps": 5000}, 1) as second:
+            (code,), (printed,) = finish(second)
+        assert code == 1
+        assert f"{run} is being written by process {first[0].pid} on " in printed
+        assert "Traceback" not in printed
+        wait_for_step(run, 10, first)
+    with started(shards, run, SHORT | {"overwrite": "true"}, 1) as third:
+        (code,), (printed,) = finish(third)
+    assert code == 0, printed
