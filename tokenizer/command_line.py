@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import select
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -57,12 +58,12 @@ def run(main: Callable[..., Any] | list[Callable[..., Any]], argv: list[str] | N
 
 def _reader_is_gone() -> bool:
     """Whether what reads the output ended (`| head`); what was not written yet is dropped then."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # 0: tell of faults alone
+    is_gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return is_gone
 
 
 def _not_utf8(error: UnicodeDecodeError, words: list[str]) -> str:
