@@ -89,6 +89,8 @@ class Cache:
                 f"{self.place} is no URI that pyarrow can open; keys belong in the environment (AWS_ACCESS_KEY_ID, "
                 "AWS_SECRET_ACCESS_KEY), or with / written as %2F"
             ) from None
+        if not self._root.strip("/"):
+            raise ValueError(f"{self.place} names no folder; give one, as s3://bucket/shards")
         self.folder = folder / xxhash.xxh3_64_hexdigest(place.rstrip("/").encode())
         (self.folder / "tokenizer").mkdir(parents=True, exist_ok=True)
         with self._locked():

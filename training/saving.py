@@ -7,6 +7,7 @@ its engine of checkpoints is this one, and a thread writes copies, with DeepSpee
 """
 
 import logging
+import shutil
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from training.durable import FileRecord, describe
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+LEAST_FREE_BYTES = 1 << 20
 log = logging.getLogger("train")
 
 
@@ -79,8 +81,9 @@ class Saving:
             self._writer.save(state, str(path))
             flush(path)
             self.files[path.name] = describe(path)
-        except Exception as error:  # torch makes a RuntimeError of some faults of the disk
-            self.fault = " ".join(str(error).split()) or repr(error)
+        except Exception as error:  # torch makes a RuntimeError of some faults of the disk, and names none
+            full = "; the disk is full" if shutil.disk_usage(path.parent).free < LEAST_FREE_BYTES else ""
+            self.fault = (" ".join(str(error).split()) or repr(error)) + full
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
