@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from training.processes import Processes
+from training.stopping import StopRequest
 
 LOCK = ".lock"
 # A machine that died keeps its locks on a shared file system until its lease ends, 90 s by NFS's default.
@@ -21,10 +22,11 @@ log = logging.getLogger("train")
 
 
 @contextlib.contextmanager
-def held(folder: Path, processes: Processes) -> Iterator[bool]:
+def held(folder: Path, processes: Processes, stop: StopRequest) -> Iterator[bool | None]:
     """The lock of a run's folder, made if need be, and gone if nothing else came into it; every process must call.
 
-    Yields whether another run held it until now: what was read in the folder before may have changed.
+    Yields whether another run held it until now, so that what was read in the folder before may have changed; None if
+    the wait for it was to be stopped: it is not held then.
 
     Raises:
         ValueError: on all processes, if another run goes on writing there.
@@ -33,12 +35,13 @@ def held(folder: Path, processes: Processes) -> Iterator[bool]:
     if processes.is_first:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+")
-        fault = _taken(file, folder)
-    fault, waited = processes.from_first((fault, time.monotonic() - begun > LOOK_SECONDS))
+        fault = _taken(file, folder, stop)
+    waited = time.monotonic() - begun >= LOOK_SECONDS
+    fault, stopped, waited = processes.from_first((fault, stop.came, waited))
     try:
-        if fault is not None:
+        if fault is not None and not stopped:
             raise ValueError(fault)
-        yield waited
+        yield None if fault is not None else waited
     finally:
         if file is not None:
             file.close()
@@ -47,12 +50,12 @@ def held(folder: Path, processes: Processes) -> Iterator[bool]:
                 folder.rmdir()
 
 
-def _taken(file: IO[str], folder: Path) -> str | None:
+def _taken(file: IO[str], folder: Path, stop: StopRequest) -> str | None:
     """Lock a file and say in it who did; why not, if another run goes on holding it."""
     deadline, told = time.monotonic() + WAIT_SECONDS, False
     while not _locked(file, folder):
         holder = _holder(file)
-        if _lives_here(holder) or time.monotonic() > deadline:
+        if _lives_here(holder) or time.monotonic() > deadline or stop.came:
             who = f"process {holder['process']} on {holder['machine']}" if holder else "another run"
             return f"{folder} is being written by {who}; wait for it, or choose another --output"
         if not told:

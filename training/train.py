@@ -160,12 +160,14 @@ def main(
         everyone, ending = processes.join(local_rank, threads, compute.precision), processes.Ending()
         stop = StopRequest()
         with (
-            run_lock.held(job.folder.path, everyone) as waited,
+            run_lock.held(job.folder.path, everyone, stop) as waited,
             nvme.own_folders(configuration, Path(output), everyone.rank, everyone.world_size) as configuration,
         ):
             job = prepared() if waited else job
             everyone.refuse_differences(job.shared)
-            timed = with_known_length(replace(job, configuration=configuration), everyone, stop)
+            timed = None
+            if waited is not None:
+                timed = with_known_length(replace(job, configuration=configuration), everyone, stop)
             finished = timed is not None and _train(timed, everyone, stop)
         processes.leave()
     if _is_first():
