@@ -133,8 +133,10 @@ def test_lists_of_a_group_take_words_too(capsys):
 
     assert call(grouped, "--group.texts", "def a", "~", "--group.numbers", "3", "1") == 0
     assert capsys.readouterr().out == "('def a', '~') [3.0, 1.0]\n"
-    assert call(grouped, "--group.texts", "[a, b]", "--group.numbers=[1, 2]") == 0
+    assert call(grouped, "--group.texts", '["a", "b"]', "--group.numbers=[1, 2]") == 0
     assert capsys.readouterr().out == "('a', 'b') [1.0, 2.0]\n"
+    assert call(grouped, "--group.texts", "[x for x in y]", "--group.numbers", "1", "--group.texts=b") == 0
+    assert capsys.readouterr().out == "('[x for x in y]', 'b') [1.0]\n"
 
 
 def test_what_yaml_cannot_read_is_wrong_usage_and_what_is_not_utf8_is_named(capsys, tmp_path):
@@ -156,10 +158,12 @@ def test_a_reader_that_goes_ends_a_command_without_a_word(tmp_path):
         "        print(number)\n"
         "run(main)\n"
     )
-    command = f"{sys.executable} {script} | head -1; echo ${{PIPESTATUS[0]}}"
     place = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=place, check=True)
-    assert (done.stdout, done.stderr) == ("0\n141\n", "")
+    place.pop("PYTHONUNBUFFERED", None)
+    for command, first in ((f"{script} | head -1", "0"), (f"{script} --help | sleep 0", "")):
+        piped = f"{sys.executable} {command}; echo ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, env=place, check=True)
+        assert (done.stdout.split(), done.stderr) == ([*first.split(), "141"], "")
 
 
 def test_a_word_that_is_no_utf8_is_a_line(capsys):

@@ -45,8 +45,8 @@ def holder(tmp_path):
 
 
 def test_folder_without_a_run_is_gone_again_and_one_with_a_run_stays(tmp_path):
-    with held(tmp_path / "run", ALONE, GOES_ON) as waited:
-        assert waited is False
+    with held(tmp_path / "run", ALONE, GOES_ON) as is_held:
+        assert is_held
         assert json.loads((tmp_path / "run" / LOCK).read_text())["process"] == os.getpid()
     assert not (tmp_path / "run").exists()
     with held(tmp_path / "run", ALONE, GOES_ON):
@@ -63,25 +63,56 @@ def test_run_that_lives_here_is_named_at_once_and_one_that_was_killed_is_no_hind
         pass
     process.kill()
     process.join()
-    with held(tmp_path / "run", ALONE, GOES_ON) as waited:
-        assert waited is False
+    with held(tmp_path / "run", ALONE, GOES_ON) as is_held:
+        assert is_held
 
 
 def test_run_on_another_machine_is_waited_for(tmp_path, holder, monkeypatch):
     monkeypatch.setattr(run_lock, "LOOK_SECONDS", 0.2)
     holder(3, machine="another")
-    with held(tmp_path / "run", ALONE, GOES_ON) as waited:
-        assert waited is True
+    begun = time.monotonic()
+    with held(tmp_path / "run", ALONE, GOES_ON) as is_held:
+        assert is_held
+    assert time.monotonic() - begun > 1
 
 
 def test_the_wait_ends_when_it_was_long_or_is_to_stop(tmp_path, holder, monkeypatch):
     monkeypatch.setattr(run_lock, "LOOK_SECONDS", 0.1)
     holder(600, machine="another")
-    with held(tmp_path / "run", ALONE, STOPPED) as waited:
-        assert waited is None
+    with held(tmp_path / "run", ALONE, STOPPED) as is_held:
+        assert not is_held
     monkeypatch.setattr(run_lock, "WAIT_SECONDS", 0.3)
     with (
         pytest.raises(ValueError, match=r"is being written by process .* on another"),
         held(tmp_path / "run", ALONE, GOES_ON),
+    ):
+        pass
+
+
+def test_a_lock_that_was_taken_away_while_it_was_waited_for_is_none(tmp_path, holder, monkeypatch):
+    """Its last holder removed the file; who locked what had been removed would not hinder the next."""
+    monkeypatch.setattr(run_lock, "LOOK_SECONDS", 0.1)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    usual = run_lock._locked
+
+    def removed_before(file, place):
+        if usual(file, place):
+            (folder / LOCK).unlink()
+            monkeypatch.setattr(run_lock, "_locked", usual)
+            return True
+        return False
+
+    monkeypatch.setattr(run_lock, "_locked", removed_before)
+    with held(folder, ALONE, GOES_ON) as is_held:
+        assert is_held
+        assert (folder / LOCK).is_file()
+
+
+def test_folder_that_cannot_be_made_is_a_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ValueError, match=r"file/run cannot be written to: .*; choose another --output"),
+        held(tmp_path / "file" / "run", ALONE, GOES_ON),
     ):
         pass

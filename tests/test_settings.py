@@ -12,10 +12,11 @@ from small_shards import make_shards, make_tokenizer
 
 from training import objectives
 from training.config import Batch, Compute, Model, Objective, Optimizer, Recipe, Schedule
-from training.engine import zero_stage
+from training.engine import _completed, zero_stage
 from training.model import build, configuration, count_parameters, read_pretrained
 from training.objectives import refuse_other_model
 from training.optimizer import learning_rate, parameter_groups
+from training.processes import Processes
 from training.zero_settings import REMOVED, read_configuration
 
 ROOT = Path(__file__).parent.parent
@@ -167,14 +168,17 @@ def test_a_default_that_would_have_been_another_is_told(tmp_path, caplog):
     assert "every matrix whose name lacks 'embed'" in caplog.text
 
 
-def test_muon_is_not_offloaded_where_its_gradients_would_be_added_up_in_the_type_of_the_weights(tmp_path):
-    offloaded = {"offload_optimizer": {"device": "cpu"}}
+def test_muon_is_not_offloaded_where_its_gradients_would_be_added_up_in_16_bits():
+    for stage, precision in ((1, "bf16"), (3, "bf16"), (2, "fp32")):
+        zero = {"zero_optimization": {"stage": stage, "offload_optimizer": {"device": "cpu"}}}
+        _completed(BY_MUON, zero, Processes(0, 1, torch.device("cpu"), precision))
+    zero["zero_optimization"]["stage"] = 2
     with pytest.raises(
-        ValueError, match="at stage 2: DeepSpeed would add up Muon's gradients in the type of the weig"
+        ValueError, match="at stage 2: DeepSpeed would add up Muon's gradients in bf16; choose stage 1"
     ):
-        read(tmp_path, {"zero_optimization": {"stage": 2} | offloaded}, BY_MUON)
-    for stage in (1, 3):
-        read(tmp_path, {"zero_optimization": {"stage": stage} | offloaded}, BY_MUON)
+        _completed(BY_MUON, zero, Processes(0, 1, torch.device("cpu"), "bf16"))
+    with pytest.raises(ValueError, match="fp16 is not of muon"):
+        replace(BY_MUON, compute=Compute(precision="fp16"))
 
 
 def test_stage_0_in_half_precision_is_run_as_stage_1():
@@ -294,7 +298,7 @@ def test_compute_settings_that_cannot_work_are_refused():
         (Optimizer, {"epsilon": math.nan}, "optimizer.epsilon nan is not above 0"),
         (Optimizer, {"weight_decay": math.nan}, "optimizer.weight_decay nan is below 0"),
         (Optimizer, {"epsilon": math.inf}, "optimizer.epsilon inf is not above 0 and finite"),
-        (Optimizer, {"gradient_clipping": math.inf}, "optimizer.gradient_clipping inf is not finite"),
+        (Optimizer, {"gradient_clipping": math.nan}, "optimizer.gradient_clipping nan is below 0"),
         (Model, {"rope_theta": 0.0}, "model.rope_theta 0.0 is below 1"),
         (Objective, {"noise": 0.0}, "objective.noise 0.0 is not above 0 and below 1"),
         (Objective, {"noise": 1.0}, "objective.noise 1.0 is not above 0 and below 1"),

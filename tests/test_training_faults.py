@@ -33,7 +33,7 @@ def refused(shards, output, options, folder=None):
         ({"optimizer.learning_rate": 3}, "optimizer.learning_rate 3.0 is not above 0 and below 1"),
         ({"optimizer.weight_decay": ".inf"}, "optimizer.weight_decay inf is not finite"),
         ({"model.rope_theta": ".nan"}, "model.rope_theta nan is below 1"),
-        ({"seed": 2**80}, "is not from 0 to 2^63 - 1"),
+        ({"seed": 2**80}, "has more than 64 bits"),
         ({"watch.temperature": ".nan"}, "watch.temperature nan is not 0 or more and finite"),
         ({"threads": 10**6}, "threads 1000000 is above 4,096"),
         ({"model.config": '{"model_type": "vit"}'}, "gives a vit, which does not continue text; give a causal"),

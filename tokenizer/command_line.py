@@ -43,8 +43,13 @@ def run(main: Callable[..., Any] | list[Callable[..., Any]], argv: list[str] | N
         _take_for_texts(_texts(words, command))
         words = [*words[:1], *expand(words[1:], command)] if isinstance(main, list) else expand(words, command)
     try:
-        with _told(main) if "--help" in words or "-h" in words else contextlib.nullcontext():
-            code = auto_cli(main, as_positional=False, args=words, parser_class=_parser_class(), parser_mode="yaml")
+        try:
+            with _told(main) if "--help" in words or "-h" in words else contextlib.nullcontext():
+                code = auto_cli(
+                    main, as_positional=False, args=words, parser_class=_parser_class(), parser_mode="yaml"
+                )
+        finally:
+            sys.stdout.flush()
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             sys.exit(READER_IS_GONE)
@@ -80,7 +85,7 @@ def expand(words: Iterable[str], main: Callable[..., Any]) -> list[str]:
     --sources+ B`, of settings in a group `--group.names [A, B]`, and `--overwrite true`, which it still gets.
     """
     kinds = _kinds(main)
-    return [part for option in _options(words) for part in _expanded(option, kinds)]
+    return [part for option in _merged(_options(words), kinds) for part in _expanded(option, kinds)]
 
 
 def _options(words: Iterable[str]) -> Iterator[list[str]]:
@@ -101,6 +106,21 @@ def _split(option: list[str]) -> tuple[str, list[str]]:
     return name, [value] * bool(equals) + option[1:]
 
 
+def _merged(options: Iterable[list[str]], kinds: dict[str, Any]) -> list[list[str]]:
+    """The options, those of one list of a group together: all its words are one value."""
+    merged: list[list[str]] = []
+    places: dict[str, list[str]] = {}
+    for option in options:
+        name, values = _split(option)
+        if "." in name and values and _is_list(kinds.get(name)):
+            if name in places:
+                places[name] += values
+                continue
+            option = places[name] = [name, *values]
+        merged.append(option)
+    return merged
+
+
 def _expanded(option: list[str], kinds: dict[str, Any]) -> list[str]:
     name, values = _split(option)
     kind = kinds.get(name)
@@ -108,7 +128,7 @@ def _expanded(option: list[str], kinds: dict[str, Any]) -> list[str]:
         return [name, "true"]
     if not values or not _is_list(kind):
         return option
-    if "." in name and len(values) == 1 and values[0].startswith("["):
+    if "." in name and len(values) == 1 and _is_json_list(values[0]):
         return [name, *values]
     given = [_literal(one) if _is_list(kind, str) else one for one in values]
     if "." in name:
@@ -215,6 +235,14 @@ def _literal(word: str) -> str:
     # As JSON, but JSON's pairs for what lies beyond 16 bits are two characters to YAML.
     parts = (f"\\U{ord(one):08x}" if ord(one) > 0xFFFF else json.dumps(one)[1:-1] for one in word)
     return f'"{"".join(parts)}"'
+
+
+def _is_json_list(text: str) -> bool:
+    """Whether a word is a list as it stands in files of settings."""
+    try:
+        return isinstance(json.loads(text), list)
+    except ValueError:
+        return False
 
 
 def _is_list(kind: Any, of: Any = None) -> bool:

@@ -268,7 +268,7 @@ class Checkpoints:
         folder, fault = self.path(checkpoint), None
         try:
             restoring.restore(engine, self.parameters(checkpoint))
-        except (OSError, KeyError, RuntimeError) as error:
+        except Exception as error:  # whatever it is: the other processes wait to hear of it
             fault = " ".join(str(error).split()) or repr(error)
         found = [fault for fault in processes.gathered(fault) if fault]
         if found:

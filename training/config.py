@@ -160,8 +160,8 @@ class Data:
     def __post_init__(self) -> None:
         _at_least(0, data__shuffle_tokens=self.shuffle_tokens, data__warmup_steps=self.warmup_steps)
         _at_least(2, data__warmup_length=self.warmup_length)
-        if any(not weight > 0 for weight in self.weights):
-            raise ValueError(f"data.weights {self.weights} must all be above 0; leave a folder out instead")
+        if any(not 0 < weight < math.inf for weight in self.weights):
+            raise ValueError(f"data.weights {self.weights} must all be above 0 and finite; leave a folder out instead")
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,9 @@ class Optimizer:
     z_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least(0, optimizer__weight_decay=self.weight_decay, optimizer__gradient_clipping=self.gradient_clipping)
-        _at_least(0, optimizer__z_loss=self.z_loss)
+        _at_least(0, optimizer__weight_decay=self.weight_decay, optimizer__z_loss=self.z_loss)
+        if not self.gradient_clipping >= 0:
+            raise ValueError(f"optimizer.gradient_clipping {self.gradient_clipping} is below 0; 0 clips nothing")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"optimizer.learning_rate {self.learning_rate} is not above 0 and below 1; try 5e-4")
         if not 0 < self.muon_learning_rate < 1:
@@ -298,8 +299,10 @@ class Recipe:
     attention: Attention = "sequence"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 1 << 63:
-            raise ValueError(f"seed {self.seed} is not from 0 to 2^63 - 1; choose another")
+        if not -(1 << 63) <= self.seed < 1 << 63:
+            raise ValueError(f"seed {self.seed} has more than 64 bits; choose another")
+        if self.optimizer.kind == "muon" and self.compute.precision == "fp16":
+            raise ValueError("compute.precision fp16 is not of muon, which would remember scaled gradients; use bf16")
         if self.attention == "document" and self.objective.kind == "spans":
             raise ValueError("attention document is not of spans: hidden runs do not heed borders; use sequence")
         if self.objective.kind == "spans" and not self.model.tie_embeddings:

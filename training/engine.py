@@ -113,6 +113,12 @@ def _completed(recipe: Recipe, configuration: dict[str, Any], processes: Process
         # Stage 3 demands it. At the others DeepSpeed 0.19, where it scatters what it reduces, loses the gradient of a
         # parameter of Adam's that comes before a matrix of Muon's in 16 bits (`average_tensor` merges the two).
         zero = zero | {"reduce_scatter": False}
+        offloaded = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+        if stage == 2 and offloaded and processes.precision != "fp32":
+            raise ValueError(
+                "zero_optimization.offload_optimizer at stage 2: DeepSpeed would add up Muon's gradients in "
+                f"{processes.precision}; choose stage 1 or 3"
+            )
     completed = configuration | {
         "zero_optimization": zero | {"stage": stage},
         "train_batch_size": recipe.batch.sequences,

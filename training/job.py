@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MOST_REWINDS = 3  # to one checkpoint
+Found = tuple[Plan | None, Checkpoint | None, dict[str, Any] | None]  # what a run's folder holds: how far it is
 log = logging.getLogger("train")
 
 
@@ -81,6 +82,12 @@ class Job:
     tokenizer: Path
     tolerance: Tolerance
     watch: Watch
+    found: Found
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether another run wrote to the folder since this job was made ready."""
+        return _found(self.folder, self.checkpoints) != self.found
 
     @property
     def is_done(self) -> bool:
@@ -192,6 +199,10 @@ class Job:
         return replace(self, plan=plan, begun=True)
 
 
+def _found(folder: RunFolder, checkpoints: Checkpoints) -> Found:
+    return folder.plan, checkpoints.latest_complete(), folder.summary
+
+
 def prepare(
     *,
     storage: Storage,
@@ -220,8 +231,8 @@ def prepare(
     fingerprint = training.sources.fingerprint
     begun = folder.is_begun(recipe, fingerprint, resume=resume, overwrite=overwrite)
     checkpoints = Checkpoints(folder.checkpoints, retention, save_in_background)
-    last = checkpoints.latest_complete() if begun else None
-    plan = folder.plan if begun else None
+    found = _found(folder, checkpoints)
+    plan, last, _ = found if begun else (None, None, None)
     if plan is None:
         plan = Plan(recipe, fingerprint, index.vocab_size, index.end_of_text_id, planned=())
     if recipe.model.config:
@@ -242,6 +253,7 @@ def prepare(
         tokenizer_file,
         tolerance,
         watch,
+        found,
     )
 
 

@@ -64,8 +64,10 @@ def complete(engine: "DeepSpeedEngine") -> None:
 
 
 def _restore_whole(engine: "DeepSpeedEngine", saved: SavedParameters) -> None:
-    """Stage 0: the parameters are the optimizer's own."""
+    """Stage 0: the parameters are the optimizer's own. Those that it has not are as they were made."""
     for name, parameter in engine.module.named_parameters():
+        if name not in saved.shapes:
+            continue
         state = engine.optimizer.state[parameter]
         _fill(parameter.data.view(-1), state, laid_out({name: parameter.numel()}), saved)
         for kind, value in state.items():

@@ -18,55 +18,58 @@ from training.stopping import StopRequest
 LOCK = ".lock"
 # A machine that died keeps its locks on a shared file system until its lease ends, 90 s by NFS's default.
 WAIT_SECONDS, LOOK_SECONDS = 120.0, 2.0
+Holder = dict[str, str | int]
 log = logging.getLogger("train")
 
 
 @contextlib.contextmanager
-def held(folder: Path, processes: Processes, stop: StopRequest) -> Iterator[bool | None]:
+def held(folder: Path, processes: Processes, stop: StopRequest) -> Iterator[bool]:
     """The lock of a run's folder, made if need be, and gone if nothing else came into it; every process must call.
 
-    Yields whether another run held it until now, so that what was read in the folder before may have changed; None if
-    the wait for it was to be stopped: it is not held then.
+    Yields whether it is held: not if the wait for another run to end was to be stopped.
 
     Raises:
-        ValueError: on all processes, if another run goes on writing there.
+        ValueError: on all processes, if another run goes on writing there, or the folder cannot be made.
     """
-    file, fault, begun = None, None, time.monotonic()
-    if processes.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+")
-        fault = _taken(file, folder, stop)
-    waited = time.monotonic() - begun >= LOOK_SECONDS
-    fault, stopped, waited = processes.from_first((fault, stop.came, waited))
+    file, fault = _acquired(folder, stop) if processes.is_first else (None, None)
+    fault, stopped = processes.from_first((fault, stop.came))
     try:
         if fault is not None and not stopped:
             raise ValueError(fault)
-        yield None if fault is not None else waited
+        yield fault is None
     finally:
         if file is not None:
+            with contextlib.suppress(OSError):
+                if [entry.name for entry in folder.iterdir()] == [LOCK]:
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
             file.close()
-            if fault is None and [entry.name for entry in folder.iterdir()] == [LOCK]:
-                (folder / LOCK).unlink()
-                folder.rmdir()
 
 
-def _taken(file: IO[str], folder: Path, stop: StopRequest) -> str | None:
-    """Lock a file and say in it who did; why not, if another run goes on holding it."""
+def _acquired(folder: Path, stop: StopRequest) -> tuple[IO[str] | None, str | None]:
+    """The lock file, locked and signed; or why there is none, if another run goes on holding it."""
     deadline, told = time.monotonic() + WAIT_SECONDS, False
-    while not _locked(file, folder):
-        holder = _holder(file)
-        if _lives_here(holder) or time.monotonic() > deadline or stop.came:
-            who = f"process {holder['process']} on {holder['machine']}" if holder else "another run"
-            return f"{folder} is being written by {who}; wait for it, or choose another --output"
-        if not told:
-            log.info("%s is held by a run on another machine: waiting %.0f s for it to end", folder, WAIT_SECONDS)
-            told = True
-        time.sleep(LOOK_SECONDS)
-    file.seek(0)
-    file.truncate()
-    json.dump({"machine": socket.gethostname(), "process": os.getpid()}, file)
-    file.flush()
-    return None
+    try:
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / LOCK).open("a+")
+            if _locked(file, folder):
+                if _is_the_one(file, folder / LOCK):
+                    _sign(file)
+                    return file, None
+                file.close()  # its holder ended, and took it away, between our opening and locking it
+                continue
+            holder = _holder(file)
+            file.close()
+            if (holder and holder == _process(int(holder["process"]))) or time.monotonic() > deadline or stop.came:
+                who = f"process {holder['process']} on {holder['machine']}" if holder else "another run"
+                return None, f"{folder} is being written by {who}; wait for it, or choose another --output"
+            if not told:
+                log.info("%s is held by a run on another machine: waiting %.0f s for its end", folder, WAIT_SECONDS)
+                told = True
+            time.sleep(LOOK_SECONDS)
+    except OSError as error:
+        return None, f"{folder} cannot be written to: {error}; choose another --output"
 
 
 def _locked(file: IO[str], folder: Path) -> bool:
@@ -79,14 +82,33 @@ def _locked(file: IO[str], folder: Path) -> bool:
     return True
 
 
-def _holder(file: IO[str]) -> dict[str, str | int]:
+def _is_the_one(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
+def _sign(file: IO[str]) -> None:
+    file.seek(0)
+    file.truncate()
+    json.dump(_process(os.getpid()), file)
+    file.flush()
+
+
+def _holder(file: IO[str]) -> Holder:
     """What the holder of the lock says of itself; nothing if it has not yet."""
     file.seek(0)
     with contextlib.suppress(ValueError):
-        found: dict[str, str | int] = json.load(file)
+        found: Holder = json.load(file)
         return found
     return {}
 
 
-def _lives_here(holder: dict[str, str | int]) -> bool:
-    return holder.get("machine") == socket.gethostname() and Path(f"/proc/{holder['process']}").exists()
+def _process(number: int) -> Holder:
+    """A process of this machine, as no other is or was: numbers come again, at the latest after a start of it."""
+    started = ""
+    with contextlib.suppress(OSError):
+        started = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
+        started += Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {"machine": socket.gethostname(), "process": number, "started": started}

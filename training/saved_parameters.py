@@ -5,6 +5,8 @@ read: a process that goes on from a checkpoint, in whichever layout, copies what
 Nothing is converted, and nothing is written.
 """
 
+import mmap
+import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ class SavedParameters:
         world_size: processes that wrote it.
 
     Attributes:
-        shapes: of the parameters.
+        shapes: of the parameters that are trained.
         buffers: what the model keeps beside its parameters, by name.
         taken: optimizer steps that were not skipped; None before the first.
         scaler: the state of the loss scale (fp16), or None.
@@ -51,8 +53,10 @@ class SavedParameters:
     """
 
     def __init__(self, folder: Path, stage: int, world_size: int) -> None:
-        model = "zero_pp_rank_0_mp_rank_00_model_states.pt" if stage == 3 else "mp_rank_00_model_states.pt"
-        state = _mapped(folder / model)
+        self._models = [folder / "mp_rank_00_model_states.pt"]
+        if stage == 3:
+            self._models = [folder / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(world_size)]
+        state = _mapped(self._models[0])
         self._pieces: defaultdict[str, list[_Piece]] = defaultdict(list)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.buffers = {name: state["module"][name] for name in state["buffer_names"] if name in state["module"]}
@@ -96,14 +100,28 @@ class SavedParameters:
         return flat
 
     def weights(self) -> dict[str, "torch.Tensor"]:
-        """All weights in fp32, whole, and the buffers."""
+        """All weights of a checkpoint of stage 3 in fp32, whole, with those never trained, and the buffers."""
         import torch
 
-        whole = {}
+        whole = self._frozen()
         for name, shape in self.shapes.items():
             fragments = laid_out({name: prod(shape)})
             whole[name] = self.fill(torch.empty(prod(shape)), fragments, WEIGHTS).view(shape)
         return whole | self.buffers
+
+    def _frozen(self) -> dict[str, "torch.Tensor"]:
+        """Weights that a model has and no optimizer (`requires_grad` is false), which stage 3 cuts like others."""
+        import torch
+
+        first = _mapped(self._models[0])
+        shapes = first.get("frozen_param_shapes") or {}
+        if not shapes:
+            return {}
+        parts = [_mapped(path)["frozen_param_fragments"] for path in self._models]
+        return {
+            name: torch.cat([part[name].reshape(-1) for part in parts])[: prod(shape)].view(shape)
+            for name, shape in shapes.items()
+        }
 
     def _take_whole(self, state: dict[str, Any]) -> None:
         """Stage 0: whole tensors."""
@@ -172,6 +190,13 @@ def _of_process(folder: Path, rank: int) -> Path:
 
 
 def _mapped(path: Path) -> Any:
-    import torch
+    """A file whose tensors are on the disk until they are read, and not to be written to.
 
-    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    Shared, since of files beyond the memory no private map is made; that asks for the right to write to the file.
+    """
+    import torch
+    from torch.serialization import set_default_mmap_options
+
+    shared = mmap.MAP_SHARED if os.access(path, os.W_OK) else mmap.MAP_PRIVATE
+    with set_default_mmap_options(shared):
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=True)

@@ -6,6 +6,7 @@ with `torch.load`'s defaults, which refuse its own optimizer files. So DeepSpeed
 its engine of checkpoints is this one, and a thread writes copies, with DeepSpeed's usual engine and in its format.
 """
 
+import copy
 import logging
 import shutil
 import threading
@@ -107,4 +108,4 @@ def _copied(value: Any, seen: dict[Any, Any]) -> Any:
         return [_copied(entry, seen) for entry in value]
     if type(value) is tuple:
         return tuple(_copied(entry, seen) for entry in value)
-    return value
+    return copy.copy(value)  # a loss scale's state goes on changing

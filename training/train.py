@@ -159,16 +159,18 @@ def main(
             return 0
         everyone, ending = processes.join(local_rank, threads, compute.precision), processes.Ending()
         stop = StopRequest()
+        timed, finished = None, False
         with (
-            run_lock.held(job.folder.path, everyone, stop) as waited,
+            run_lock.held(job.folder.path, everyone, stop) as is_held,
             nvme.own_folders(configuration, Path(output), everyone.rank, everyone.world_size) as configuration,
         ):
-            job = prepared() if waited else job
-            everyone.refuse_differences(job.shared)
-            timed = None
-            if waited is not None:
+            if is_held:
+                job = prepared() if everyone.from_first(job.is_outdated) else job
+                everyone.refuse_differences(job.shared)
+                finished = everyone.from_first(job.is_done)
+            if is_held and not finished:
                 timed = with_known_length(replace(job, configuration=configuration), everyone, stop)
-            finished = timed is not None and _train(timed, everyone, stop)
+                finished = timed is not None and _train(timed, everyone, stop)
         processes.leave()
     if _is_first():
         stopped = "stopped and saved" if timed else "stopped before the first step, nothing is written"

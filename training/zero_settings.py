@@ -64,7 +64,7 @@ def read_configuration(path: str, recipe: Recipe, world_size: int) -> dict[str, 
         _refuse_batch(record, recipe, world_size)
         _refuse_precision(record, recipe)
         _refuse_optimizer(record, recipe)
-        _refuse_offload(record.get("zero_optimization", {}), recipe)
+        _refuse_offload(record.get("zero_optimization", {}))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return {key: value for key, value in record.items() if key not in (*DECIDED, *NEUTRAL)}
@@ -141,7 +141,7 @@ def _refuse_forms(record: dict[str, Any]) -> None:
         if not isinstance(record.get(section, {}).get(key) or {}, dict):
             raise ValueError(f"'{section}.{key}' is {record[section][key]!r} and must be an object, as in DeepSpeed")
     every = record.get("steps_per_print", 1)
-    if type(every) is not int or every < 1:
+    if not isinstance(every, int | float) or not every >= 1:
         raise ValueError(f"steps_per_print {every!r} is no number of steps from 1 on; remove it")
     stage = record.get("zero_optimization", {}).get("stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
@@ -234,14 +234,8 @@ def _refuse_optimizer(record: dict[str, Any], recipe: Recipe) -> None:
                         ADAM_DEFAULTS[key])  # fmt: skip
 
 
-def _refuse_offload(zero: dict[str, Any], recipe: Recipe) -> None:
+def _refuse_offload(zero: dict[str, Any]) -> None:
     stage = zero.get("stage", 0)
-    offloaded = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
-    if recipe.optimizer.kind == "muon" and stage == 2 and offloaded:
-        raise ValueError(
-            "zero_optimization.offload_optimizer at stage 2: DeepSpeed would add up Muon's gradients in the type of "
-            "the weights; choose stage 1 or 3"
-        )
     for key, least in (("offload_optimizer", 1), ("offload_param", 3)):
         device = (zero.get(key) or {}).get("device", "none")
         if device not in ("none", "cpu", "nvme"):
