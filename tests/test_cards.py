@@ -134,8 +134,7 @@ def test_example_runs_whatever_the_objective(tmp_path, kind, task):
     from tokenizer.encode import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX
 
     more = (FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, *MORE)
-    folders = [make_shards(tmp_path / name, more=more, train=80, seed=len(name)) for name in ("code", "prose")]
-    shards = folders
+    shards = [make_shards(tmp_path / name, more=more, train=80, seed=len(name)) for name in ("code", "prose")]
     options = SHORT | {"objective.kind": kind, "data.weights": "[3, 1]", "max_steps": 2, "evaluation_tokens": 500}
     train(shards, tmp_path / "run", options, world_size=1)
     run(ROOT / "training" / "export.py", "--run", tmp_path / "run", "--output", tmp_path / "model")

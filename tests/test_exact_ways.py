@@ -64,7 +64,8 @@ def test_run_is_one_however_it_is_cut_and_goes_on_in_the_same_bits(way, shards, 
         last = metrics(whole)[-1]
         tokens = [sum(one.tokens for one in ShardIndex.load(folder).of_split("train")) for folder in shards]
         read = [last["epoch_0_shards"] * tokens[0], last["epoch_1_others"] * tokens[1]]
-        assert read[0] == pytest.approx(3 * read[1], rel=0.2)
+        assert read[0] > 2 * read[1] > 0
+        assert sum(read) == pytest.approx(8 * 8 * 32, rel=0.01)  # steps, sequences and tokens of each
     resumed = interrupted(whole, tmp_path / "resumed", HALF_WAY)
     printed = train(shards, resumed, options, 2)
     assert f"going on after step {HALF_WAY}" in printed[0]
