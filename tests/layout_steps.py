@@ -4,6 +4,7 @@ Not a test: test_restoring.py starts it, as one process and as several, with a f
 all but the first generation go on from one before, which so many processes wrote.
 """
 
+import json
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from numeric_steps import ADAMW, LENGTH, MODEL, MUON, SEQUENCES, VOCABULARY
 
 from training import engine as engines
 from training import processes, restoring, steps
-from training.config import Batch, Optimizer, Recipe, Schedule
+from training.config import Batch, Model, Optimizer, Recipe, Schedule
 from training.model import configuration
 from training.saved_parameters import SavedParameters
 from training.saving import Saving
@@ -30,6 +31,7 @@ class Layout:
     zero: dict
     optimizer: Optimizer = ADAMW
     weights: str = "fp32"
+    model: Model = MODEL
 
 
 ZERO = {
@@ -41,10 +43,16 @@ ZERO = {
     "each": {"stage": 3} | SMALL_PARTS,
     "each offloaded": {"stage": 3} | SMALL_PARTS | OFFLOADED,
 }
+# A model some of whose weights are never trained.
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+EXPERTS = {"moe_intermediate_size": 16, "moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 0}
+HALF_FROZEN = {"model_type": "ernie4_5_moe", "intermediate_size": 32, "moe_layer_start_index": 0} | SMALL | EXPERTS
+FROZEN = Model(config=json.dumps(HALF_FROZEN))
 # Each goes on from the one before it, and the first from the last.
 RINGS = {
     "adamw": {name: Layout(zero) for name, zero in ZERO.items()},
     "muon": {name: Layout(zero, MUON) for name, zero in ZERO.items()},
+    "frozen": {name: Layout(ZERO[name], model=FROZEN) for name in ("whole", "all", "each")},
     "bf16": {name: Layout(zero, ADAMW, "bf16") for name, zero in ZERO.items() if zero["stage"]},
     "bf16 muon": {name: Layout(zero, MUON, "bf16") for name, zero in ZERO.items() if zero["stage"]},
 }
@@ -57,8 +65,8 @@ def before(ring, name):
 
 def engine_of(layout, sequences, everyone):
     everyone = replace(everyone, precision=layout.weights)
-    recipe = Recipe(MODEL, Batch(LENGTH, sequences, 1), layout.optimizer, Schedule(), 0)
-    config = configuration(MODEL, vocab_size=VOCABULARY, context_tokens=LENGTH, end_of_text_id=0)
+    recipe = Recipe(layout.model, Batch(LENGTH, sequences, 1), layout.optimizer, Schedule(), 0)
+    config = configuration(layout.model, vocab_size=VOCABULARY, context_tokens=LENGTH, end_of_text_id=0)
     return engines.build(recipe, config, {"zero_optimization": layout.zero}, everyone)
 
 
