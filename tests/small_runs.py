@@ -1,8 +1,10 @@
 """Training runs of tiny models as real processes: starting them, waiting for them, reading what they wrote."""
 
 import contextlib
+import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -29,10 +31,15 @@ SHORT = TINY | {"max_steps": 8, "checkpoint_every": 100, "evaluate_every": 100}
 LIMIT_SECONDS = 240
 
 
+PORTS = itertools.cycle(random.SystemRandom().sample(range(10_000, 32_000), 1000))
+
+
 def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
+    """A port that no other program is given meanwhile: Linux gives those from 32,768 on to whoever asks for any."""
+    for port in PORTS:
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return str(port)
 
 
 def words(shards, output, options, script=TRAIN):
@@ -89,6 +96,16 @@ def train(shards, output, options, world_size=2, script=TRAIN, machines=1):
         codes, outputs = finish(jobs)
     assert codes == [0] * world_size, outputs
     return outputs
+
+
+def wait_for_kill(jobs):
+    """Return when one process of a job has killed itself; the others may wait for it for ever."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not any(job.poll() == -signal.SIGKILL for job in jobs):
+        ended = [job.returncode for job in jobs if job.returncode is not None]
+        assert len(ended) < len(jobs), (ended, [job.stdout.read() for job in jobs])
+        assert time.monotonic() < deadline, f"no process killed itself within {LIMIT_SECONDS} s; ended: {ended}"
+        time.sleep(0.05)
 
 
 def metrics(run):

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyspark
 import pytest
+from small_runs import free_port
 
 ROOT = Path(__file__).parent.parent
 SPARK_CLASS = Path(pyspark.__file__).parent / "bin" / "spark-class"
@@ -39,7 +39,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._processes, self._workers = folder, [], []
-        self.address = f"spark://127.0.0.1:{_free_port()}"
+        self.address = f"spark://127.0.0.1:{free_port()}"
         # Away from the checkout, so that only the archive can bring the code to the workers.
         environment = {
             **os.environ,
@@ -97,12 +97,6 @@ def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,9 @@
 """Checkpoints of real runs: killed while one is written, written while training goes on, and which ones stay."""
 
-import contextlib
-
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import LIMIT_SECONDS, ROOT, TINY, losses, metrics, started, train
+from small_runs import ROOT, TINY, losses, metrics, started, train, wait_for_kill
 from small_shards import make_shards
 
 OPTIONS = TINY | {"max_steps": 16, "checkpoint_every": 6, "evaluate_every": 16, "keep_checkpoints": 3}
@@ -73,8 +71,7 @@ def changed(folder, change):
 def test_killed_while_a_checkpoint_is_written_a_run_goes_on_from_the_one_before(shards, unbroken, tmp_path, kill):
     run = tmp_path / "run"
     with started(shards, run, OPTIONS, 2, changed(tmp_path, kill)) as jobs:
-        killed = [job for job in jobs if ended_by_kill(job)]
-        assert killed
+        wait_for_kill(jobs)
     left = sorted(path.name for path in (run / "checkpoints").glob("step_*"))
     assert left[0] == "step_00000006"
     assert left[1] in ("step_00000012", "step_00000012.partial")
@@ -85,13 +82,6 @@ def test_killed_while_a_checkpoint_is_written_a_run_goes_on_from_the_one_before(
     assert all(torch.equal(old[name], new[name]) for name in old)
     names = sorted(path.name for path in (run / "checkpoints").glob("step_*"))
     assert names == ["step_00000006", "step_00000012", "step_00000016"]
-
-
-def ended_by_kill(job):
-    """Wait for a process that kills itself; the other one of the job may wait for it for ever."""
-    with contextlib.suppress(Exception):
-        job.wait(LIMIT_SECONDS / 8)
-    return job.returncode == -9
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_unless_it_is_not_to(shards, tmp_path):

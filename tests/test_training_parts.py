@@ -146,7 +146,7 @@ def test_micro_batch_divides_the_share_of_a_process(sequences, world_size, most)
         (lambda: Model(architecture="gpt2", key_value_heads=2), "of a llama"),
         (lambda: Model(dropout=2), "model.dropout 2 is outside 0 to 1"),
         (lambda: Batch(sequence_length=1), "batch.sequence_length 1 is below 2"),
-        (lambda: Optimizer(learning_rate=0), "optimizer.learning_rate 0 is outside"),
+        (lambda: Optimizer(learning_rate=0), "optimizer.learning_rate 0 is not above 0"),
         (lambda: Schedule(warmup_steps=-1), "schedule.warmup_steps -1 is below 0"),
     ],
 )
