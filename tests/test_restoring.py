@@ -112,11 +112,14 @@ def test_every_layout_restores_the_bits_that_another_saved(generations, ring):
 
 @pytest.mark.parametrize("ring", RINGS)
 def test_every_layout_trains_the_same_model(generations, ring):
-    """Stage 0 is plain torch; a parameter whose gradient went astray would be as far off as it is large."""
+    """Stage 0 is plain torch; a parameter whose gradient went astray would be as far off as it is large.
+
+    Muon makes matrices orthogonal in bf16, which turns the last bits of a sum into the third digits of an update.
+    """
     layouts = [states(saved(generations, "first", ring, name)) for name in RINGS[ring]]
     for found in layouts[1:]:
         for key, expected in layouts[0].items():
-            if ring == "bf16 muon":
+            if "muon" in ring:
                 assert (found[key] - expected).abs().mean() < 0.05 * expected.abs().mean(), key
             else:
                 assert torch.allclose(found[key], expected, rtol=0, atol=1e-4 if ring == "frozen" else 1e-5), key

@@ -38,6 +38,11 @@ def killed(path, record):
 
 checkpoint.write_durably = killed
 """
+TOLD = """
+from tokenizer import progress
+
+progress.EVERY_SECONDS = 0.0
+"""
 SLOW = """
 def slow(self, state, path):
     time.sleep(1.0)
@@ -75,8 +80,15 @@ def test_killed_while_a_checkpoint_is_written_a_run_goes_on_from_the_one_before(
     left = sorted(path.name for path in (run / "checkpoints").glob("step_*"))
     assert left[0] == "step_00000006"
     assert left[1] in ("step_00000012", "step_00000012.partial")
-    printed = train(shards, run, OPTIONS)
-    assert "going on after step 6" in printed[0]
+    printed = train(shards, run, OPTIONS, script=changed(tmp_path, TOLD))
+    for line in (
+        "going on after step 6",
+        "checking step_00000006: 0.0 GB in",
+        "restoring weights and optimizer: 0.0 GB",
+    ):
+        assert line in printed[0]
+    assert "checking" not in printed[1]
+    assert "restoring" not in printed[1]
     assert losses(run) == losses(unbroken)
     old, new = (load_file(one / "export" / "model.safetensors") for one in (unbroken, run))
     assert all(torch.equal(old[name], new[name]) for name in old)

@@ -309,7 +309,7 @@ def test_a_file_that_the_disk_does_not_give_back_is_damaged(tmp_path, monkeypatc
     path.write_bytes(b"weights")
     record = describe(path)
 
-    def broken(path):
+    def broken(path, progress):
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
     monkeypatch.setattr(durable, "describe", broken)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizer.shard_index import flush
 from training import restoring
-from training.durable import PARTIAL, FileRecord, damage, write_durably
+from training.durable import PARTIAL, FileRecord, damaged, write_durably
 from training.guard import Record
 from training.processes import Processes
 from training.sample_chain import Chain
@@ -183,8 +183,7 @@ class Checkpoints:
         folder = self.path(checkpoint)
         files: dict[str, FileRecord] = json.loads((folder / MARKER).read_text()).get("files", {})
         mine = sorted(files)[processes.rank :: processes.world_size]
-        found = [(name, damage(folder / name, files[name])) for name in mine]
-        return [f"{name} {fault}" for name, fault in found if fault]
+        return list(damaged(folder, {name: files[name] for name in mine}, quiet=not processes.is_first))
 
     def drop(self, checkpoint: Checkpoint, processes: Processes) -> None:
         """Remove a checkpoint that is not to be gone on with; every process must call."""

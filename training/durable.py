@@ -1,11 +1,13 @@
 """Files that are whole on the disk: flushed, renamed into place, and known by their checksum."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from tokenizer.progress import Progress
 from tokenizer.shard_index import write_whole
 
 PARTIAL = ".partial"
@@ -19,16 +21,31 @@ def write_durably(path: Path, record: dict[str, Any] | list[dict[str, Any]]) -> 
     write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def describe(path: Path) -> FileRecord:
+def describe(path: Path, progress: Progress | None = None) -> FileRecord:
     """Size and xxh3-128 of a file, read in pieces: some 10 GB/s from memory, else as fast as the disk."""
     hasher = xxhash.xxh3_128()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             hasher.update(chunk)
+            if progress is not None:
+                progress.add(len(chunk))
     return {"bytes": path.stat().st_size, "xxh3_128": hasher.hexdigest()}
 
 
-def damage(path: Path, record: FileRecord) -> str | None:
+def damaged(folder: Path, records: dict[str, FileRecord], *, quiet: bool = False) -> Iterator[str]:
+    """Those files of a folder that are not as they were when `records` were written down, and what is wrong with each.
+
+    Where all of them together take long, says on stderr how far it is, unless `quiet`.
+    """
+    total = sum(int(record["bytes"]) for record in records.values())
+    progress = Progress(f"checking {folder.name}", total, gigabytes=True, quiet=quiet)
+    for name, record in records.items():
+        if fault := damage(folder / name, record, progress):
+            yield f"{name} {fault}"
+    progress.end()
+
+
+def damage(path: Path, record: FileRecord, progress: Progress | None = None) -> str | None:
     """What is wrong with a file of which `record` was written down, in words; None if it is as it was."""
     if not path.is_file():
         return "is missing"
@@ -36,6 +53,6 @@ def damage(path: Path, record: FileRecord) -> str | None:
     if size != record["bytes"]:
         return f"has {size:,} of {record['bytes']:,} bytes"
     try:
-        return None if describe(path) == record else "has another checksum"
+        return None if describe(path, progress) == record else "has another checksum"
     except OSError as error:  # of the disk
         return f"cannot be read: {error.strerror}"

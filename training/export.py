@@ -17,7 +17,7 @@ from tokenizer.encode import MASK, TOKENIZER_FILE
 from tokenizer.whole_folder import whole_folder
 from training import data_card, model_card
 from training.checkpoint import MARKER, Checkpoint, Checkpoints
-from training.durable import FileRecord, damage
+from training.durable import FileRecord, damaged
 from training.meter import read_metrics
 from training.run_folder import Plan, RunFolder
 
@@ -132,8 +132,7 @@ def _fault(path: Path, checkpoint: Checkpoint) -> str | None:
     """The first file with weights of a checkpoint that is not as it was written, and how it differs."""
     files: dict[str, FileRecord] = json.loads((path / MARKER).read_text()).get("files", {})
     read = sorted(files) if checkpoint.zero_stage == 3 else [name for name in files if name == WEIGHTS]
-    faults = ((name, damage(path / name, files[name])) for name in read)
-    return next((f"{name} {fault}" for name, fault in faults if fault), None)
+    return next(damaged(path, {name: files[name] for name in read}), None)
 
 
 def read_weights(checkpoints: Path, checkpoint: Checkpoint) -> dict[str, "torch.Tensor"]:

@@ -8,6 +8,7 @@ groups of stage 3 the settings of the first; neither knows Muon's momenta, or we
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from tokenizer.progress import Progress
 from training import nvme_checkpoint
 from training.fragments import Fragment, laid_out, part_of_all, part_of_each
 from training.saved_parameters import MOMENTUM, NAMES, WEIGHTS, SavedParameters
@@ -32,9 +33,12 @@ def restore(engine: "DeepSpeedEngine", saved: SavedParameters) -> None:
         KeyError, RuntimeError: it is not what this engine needs.
     """
     import torch
+    from deepspeed import comm
 
     optimizer: Any = engine.optimizer
     stage = engine.zero_optimization_stage()
+    mine = saved.size_bytes() // (comm.get_world_size() if stage else 1)
+    saved.progress = Progress("restoring weights and optimizer", mine, gigabytes=True, quiet=comm.get_rank() > 0)
     with torch.no_grad():
         for name, buffer in engine.module.named_buffers():
             if name in saved.buffers:
@@ -46,6 +50,7 @@ def restore(engine: "DeepSpeedEngine", saved: SavedParameters) -> None:
             _restore_parts_of_each(optimizer, saved)
         else:
             _restore_parts_of_all(optimizer, saved)
+    saved.progress.end()
     _set_steps(getattr(optimizer, "optimizer", optimizer), saved.taken)
     if saved.scaler is not None and engine.fp16_enabled():
         for name, value in saved.scaler.items():

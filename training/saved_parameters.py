@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizer.progress import Progress
 from training.fragments import Fragment, laid_out, part_of_all, part_of_each
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class SavedParameters:
         taken: optimizer steps that were not skipped; None before the first.
         scaler: the state of the loss scale (fp16), or None.
         counters: DeepSpeed's counts of steps and samples.
+        progress: is told of the bytes that `fill` reads.
 
     Raises:
         OSError, KeyError, RuntimeError: files are missing, or are not what DeepSpeed 0.19 writes.
@@ -62,6 +64,7 @@ class SavedParameters:
         self.buffers = {name: state["module"][name] for name in state["buffer_names"] if name in state["module"]}
         self.counters = {name: state[name] for name in ("global_steps", "global_samples", "skipped_steps")}
         self.scaler: dict[str, Any] | None = None
+        self.progress: Progress | None = None
         self._steps: list[float] = []
         if stage == 0:
             self._take_whole(state)
@@ -81,6 +84,12 @@ class SavedParameters:
     def taken(self) -> float | None:
         return max(self._steps, default=None)
 
+    def size_bytes(self, kind: str | None = None) -> int:
+        """Bytes of one kind of state, or of all."""
+        pieces = [piece for found in self._pieces.values() for piece in found]
+        sizes = [(piece.count * flat.element_size(), name) for piece in pieces for name, flat in piece.flats.items()]
+        return sum(size for size, name in sizes if kind in (None, name))
+
     def kinds(self, names: Iterable[str]) -> list[str]:
         """The kinds of state that parameters have, sorted."""
         return sorted({kind for name in names for piece in self._pieces[name] for kind in piece.flats})
@@ -95,6 +104,8 @@ class SavedParameters:
                     source = piece.flats[kind].narrow(0, piece.offset + first - piece.start, last - first)
                     flat.narrow(0, one.offset + first - one.start, last - first).copy_(source)
                     found += last - first
+                    if self.progress is not None:
+                        self.progress.add(source.nbytes)
             if found != one.count:
                 raise KeyError(f"{found:,} of {one.count:,} numbers of {kind} of {one.name} are there")
         return flat
@@ -104,9 +115,11 @@ class SavedParameters:
         import torch
 
         whole = self._frozen()
+        self.progress = Progress("reading weights", self.size_bytes(WEIGHTS), gigabytes=True)
         for name, shape in self.shapes.items():
             fragments = laid_out({name: prod(shape)})
             whole[name] = self.fill(torch.empty(prod(shape)), fragments, WEIGHTS).view(shape)
+        self.progress.end()
         return whole | self.buffers
 
     def _frozen(self) -> dict[str, "torch.Tensor"]:
