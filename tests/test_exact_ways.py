@@ -19,6 +19,7 @@ WAYS = {
     "masked": {"objective.kind": "masked", "model.dropout": 0.1},
     "masked documents": {"objective.kind": "masked", "attention": "document"},
     "spans": {"objective.kind": "spans"},
+    "spans documents": {"objective.kind": "spans", "attention": "document"},
     "documents": {"attention": "document"},
     "growing": {"data.warmup_steps": 6, "data.warmup_length": 8},
     "mixture": {"data.weights": "[3, 1]", "data.shuffle_tokens": 2000},

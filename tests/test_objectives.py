@@ -16,13 +16,12 @@ from training.micro_batch import MicroBatch
 from training.objectives import (
     Causal,
     Masked,
-    Spans,
     configuration,
     document_positions,
     model_class,
-    noise_counts,
     prediction,
 )
+from training.spans import Spans, noise_counts
 
 KINDS = ("causal", "fill_in_the_middle", "masked", "spans")
 MARKERS = (FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, MASK, *(sentinel(number) for number in range(8)))
@@ -62,8 +61,6 @@ def model_of(kind, encoder, architecture="llama", context=128, **changes):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("attention", ["sequence", "document"])
 def test_what_a_row_becomes_depends_on_row_and_key_alone(kind, attention, encoder, rows):
-    if attention == "document" and kind == "spans":
-        return
     predict = prediction(Objective(kind), attention, encoder, 128)
     whole = predict(rows, keys(16))
     for number in (0, 5, 15):
@@ -232,6 +229,104 @@ def test_spans_and_inputs_give_back_the_row(tokens, noise, length, data, rows):
     assert all(hidden.values())
     whole = [part for token in inputs for part in (hidden[token] if token >= 1000 else [token])]
     assert whole == row[0, :-1].tolist()
+
+
+def drawn_rows(data, borders, rows):
+    """A row of 4 to 128 + 1 tokens with end-of-text tokens where `borders` say, and none elsewhere."""
+    row = rows[3:4, : data.draw(st.integers(4, 128)) + 1].copy()
+    row[row == END] = 7
+    row[0, [place for place in borders if place < row.shape[1]]] = END
+    return row
+
+
+@given(
+    borders=st.lists(st.integers(0, 128), max_size=40),
+    noise=st.floats(0.01, 0.95),
+    length=st.floats(1, 8),
+    data=st.data(),
+)
+@settings(max_examples=200, deadline=None)
+def test_spans_of_documents_apart_are_those_of_each_alone(borders, noise, length, data, rows):
+    """Put together by document, what is read and written gives back each document but for the row's end."""
+    row = drawn_rows(data, borders, rows)
+    hidden, runs = noise_counts(row.shape[1] - 1, noise, length)
+    sentinels = list(range(1000, 1000 + runs))
+    key = data.draw(st.text(max_size=4))
+    found = {name: array[0] for name, array in Spans(sentinels, END, noise, length, apart=True)(row, [key]).items()}
+    assert len(found["input_ids"]) == len(found["documents"]) == row.shape[1] - 1 - hidden + runs
+    assert len(found["labels"]) == len(found["decoder_documents"]) == hidden + runs + 1
+    numbers = np.concatenate([[0], (row[0, 1:-1] == END).cumsum()])
+    labels = found["labels"]
+    lacking = int((labels == -100).sum())
+    assert labels[len(labels) - lacking - 1] == END
+    whole = []
+    for number in range(numbers[-1] + 1):
+        mine = found["decoder_documents"] == number
+        written = labels[mine].tolist()
+        decoded = found["decoder_input_ids"][mine].tolist()
+        assert decoded == [END, *(END if token == -100 else token for token in written[:-1])][: len(written)]
+        if number == found["decoder_documents"][-1]:
+            written = written[: len(written) - lacking - 1]
+        hidden_of: dict[int, list[int]] = {}
+        for token in written:
+            if token >= 1000:
+                hidden_of[token] = []
+            else:
+                hidden_of[list(hidden_of)[-1]].append(token)
+        assert list(hidden_of) == sentinels[: len(hidden_of)]
+        assert all(hidden_of.values())
+        for token in found["input_ids"][found["documents"] == number].tolist():
+            whole += [(part, number) for part in (hidden_of[token] if token >= 1000 else [token])]
+    expected = list(zip(row[0, :-1].tolist(), numbers.tolist(), strict=True))
+    assert len(whole) == len(expected) - lacking
+    left = iter(expected)
+    assert all(one in left for one in whole)  # in this order
+    if not lacking:
+        assert whole == expected
+    if numbers[-1] == 0:
+        plain = Spans(sentinels, END, noise, length)(row, [key])
+        for name, array in plain.items():
+            np.testing.assert_array_equal(array[0], found[name])
+
+
+def test_spans_hide_the_same_share_at_the_ends_of_documents(rows):
+    """Of documents of 60 tokens, each place but the first few is hidden about as often as any other."""
+    row = np.full((1, 961), 7)
+    row[0, ::60] = END
+    row = np.tile(row, (400, 1)) + (np.arange(961) % 60)[None] * (np.arange(961) % 60 > 0)
+    found = Spans(list(range(1000, 1048)), END, 0.15, 3.0, apart=True)(row, keys(400))
+    assert (found["labels"] != -100).all()
+    places = found["labels"][(found["labels"] < 1000) & (found["labels"] != END)] - 7
+    share = np.bincount(places, minlength=60)[1:] / (400 * 16)
+    assert share[3:].min() > 0.1
+    assert share.max() < 0.2
+
+
+def test_encoder_decoder_reads_each_document_of_a_row_as_if_it_were_alone(encoder, rows):
+    import torch
+
+    from training.attention import separate_cross_attention
+
+    objective, model = Objective("spans"), model_of("spans", encoder).eval()
+    separate_cross_attention(model, objective, "document")
+    arrays = prediction(objective, "document", encoder, 128)(rows[:8], keys(8))
+    batch = MicroBatch.of(arrays).on("cpu")
+    batch.pop("labels")
+    with torch.no_grad():
+        together = model(**batch).logits
+    documents = 0
+    for row in range(8):
+        for number in sorted(set(arrays["decoder_documents"][row].tolist())):
+            read = torch.from_numpy(arrays["documents"][row] == number)
+            written = torch.from_numpy(arrays["decoder_documents"][row] == number)
+            with torch.no_grad():
+                alone = model(
+                    input_ids=batch["input_ids"][row, read][None],
+                    decoder_input_ids=batch["decoder_input_ids"][row, written][None],
+                ).logits[0]
+            torch.testing.assert_close(together[row, written], alone, atol=2e-5, rtol=1e-4)
+            documents += 1
+    assert documents > 12
 
 
 def test_tokenizers_that_lack_a_token_are_refused_by_its_name(tmp_path, encoder):

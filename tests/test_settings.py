@@ -181,9 +181,14 @@ def test_muon_is_not_offloaded_where_its_gradients_would_be_added_up_in_16_bits(
         replace(BY_MUON, compute=Compute(precision="fp16"))
 
 
-def test_stage_0_in_half_precision_is_run_as_stage_1():
+def test_stage_0_in_half_precision_is_run_as_stage_1_and_said_so(caplog):
+    caplog.set_level("INFO", "train")
     stage_0 = {"zero_optimization": {"stage": 0}}
-    assert [zero_stage(stage_0, precision) for precision in ("fp32", "bf16", "fp16")] == [0, 1, 1]
+    for precision, stage in (("fp32", 0), ("bf16", 1), ("fp16", 1)):
+        caplog.clear()
+        completed = _completed(RECIPE, stage_0, Processes(0, 1, torch.device("cpu"), precision))
+        assert zero_stage(stage_0, precision) == completed["zero_optimization"]["stage"] == stage
+        assert caplog.messages == [f"ZeRO stage 0 in {precision} is run as stage 1"] * stage
 
 
 def of_file(path, **more):

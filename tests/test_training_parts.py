@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import math
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training import durable
 from training.checkpoint import Checkpoint, Checkpoints, Retention
@@ -17,7 +19,7 @@ from training.config import Batch, Model, Optimizer, Recipe, Schedule
 from training.durable import damage, describe, write_durably
 from training.guard import Record
 from training.job import _ending
-from training.meter import Meter, clock, read_metrics, validation_figures
+from training.meter import Meter, clock, read_metrics, validation_figures, write_metrics
 from training.model import build, configuration, count_parameters
 from training.optimizer import learning_rate, parameter_groups, progress
 from training.run_folder import Plan, Rewind, RunFolder
@@ -210,7 +212,24 @@ def test_meter_goes_on_with_each_step_once(tmp_path, capsys):
         with path.open("a") as file:
             file.write('{"step": 8, "lo')
     assert [row["step"] for row in read_metrics(path)] == list(range(1, 10))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(one.step, one.value) for one in events.Scalars("train/loss")] == [(step, 1.0) for step in range(1, 10)]
+    assert set(events.Tags()["scalars"]) == {f"train/{name}" for name in (*row(1), "resumed") if name != "step"}
     assert "step 9/9  loss 1.000" in capsys.readouterr().err
+
+
+def test_steps_gone_back_from_are_kept_once(tmp_path):
+    """A run that is killed between keeping them and saying so in its plan takes and keeps them again."""
+    folder = RunFolder(tmp_path)
+    for seconds in (1.0, 2.0):
+        write_metrics(folder.metrics, [row(step) | {"seconds": seconds} for step in (3, 4, 5)])
+        folder.keep_rewound(3)
+    write_metrics(folder.metrics, [row(4) | {"loss": math.nan, "rewinds": 1}])
+    folder.keep_rewound(3)
+    kept = [(one["step"], one["seconds"], one.get("rewinds")) for one in read_metrics(folder.rewound)]
+    assert kept == [(4, 2.0, None), (5, 2.0, None), (4, 1.0, 1)]
+    assert '"loss": null' in folder.rewound.read_text()
 
 
 def test_bits_per_byte_and_clock():

@@ -5,6 +5,7 @@ mask torch computes the pairs that nothing may see, and takes none of its flash 
 torch.nn.attention.varlen, in 16 bits on GPUs only; elsewhere documents are kept apart by a mask.
 """
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from training.config import Attention, Objective
@@ -43,6 +44,25 @@ def use_fused(model: "PreTrainedModel", objective: Objective, attention: Attenti
     model.set_attn_implementation(FUSED)
 
 
+def separate_cross_attention(model: "PreTrainedModel", objective: Objective, attention: Attention) -> None:
+    """Let an encoder-decoder that keeps documents apart take a `cross_attention_mask` (B, 1, T, S).
+
+    T5 of `transformers` gives the decoder's view of what was read the mask of the encoder.
+    """
+    if objective.kind != "spans" or attention != "document":
+        return
+    plain = model.forward
+
+    @functools.wraps(plain)
+    def forward(*arguments: Any, cross_attention_mask: "torch.Tensor | None" = None, **inputs: Any) -> Any:
+        if cross_attention_mask is None:
+            return plain(*arguments, **inputs)
+        read = model.get_encoder()(input_ids=inputs.pop("input_ids"), attention_mask=inputs.pop("attention_mask"))
+        return plain(encoder_outputs=read, attention_mask=cross_attention_mask, **inputs)
+
+    model.forward = forward  # type: ignore[method-assign]
+
+
 def refuse_other_reading(model: "PreTrainedModel", objective: Objective, attention: Attention) -> None:
     """ValueError where a model, on the CPU, sees the tokens that it is to predict, or across borders of documents.
 
@@ -59,8 +79,13 @@ def refuse_other_reading(model: "PreTrainedModel", objective: Objective, attenti
     borders: dict[str, torch.Tensor] = {}
     if attention == "document":
         borders["position_ids"] = torch.tensor([[0, 1, 2, 0, 1, 2]])
-    if objective.kind == "masked":
-        borders["attention_mask"] = same_document(torch.tensor([[1, 1, 1, 2, 2, 2]]))
+    if objective.kind in FITTING:
+        documents = torch.tensor([[1, 1, 1, 2, 2, 2]])
+        borders["attention_mask"] = same_document(documents, documents)
+    if objective.kind == "spans":
+        del borders["position_ids"]
+        whole = {"decoder_attention_mask": borders["attention_mask"].tril(), "decoder_input_ids": ids}
+        borders |= whole | {"cross_attention_mask": borders["attention_mask"]}
     training = model.training
     model.eval()
 

@@ -199,9 +199,9 @@ class EvaluationBatches:
         predict: Prediction | None = None,
         flatten: bool = False,
     ) -> None:
-        if len(stream) < 2:
+        if len(stream) < 3:  # spans hide one of two
             raise ValueError(
-                f"the validation split has {len(stream)} tokens, evaluation needs two or more; write shards with a "
+                f"the validation split has {len(stream)} tokens, evaluation needs three or more; write shards with a "
                 "larger one, or train with --evaluation_tokens 0"
             )
         self.stream, self.sequence_length = stream, min(sequence_length, len(stream) - 1)

@@ -303,8 +303,6 @@ class Recipe:
             raise ValueError(f"seed {self.seed} has more than 64 bits; choose another")
         if self.optimizer.kind == "muon" and self.compute.precision == "fp16":
             raise ValueError("compute.precision fp16 is not of muon, which would remember scaled gradients; use bf16")
-        if self.attention == "document" and self.objective.kind == "spans":
-            raise ValueError("attention document is not of spans: hidden runs do not heed borders; use sequence")
         if self.objective.kind == "spans" and not self.model.tie_embeddings:
             raise ValueError(
                 "model.tie_embeddings false is not of spans: T5 of `transformers` is always tied; leave it"

@@ -51,6 +51,7 @@ def build(
     if compute.loss_chunk_tokens and processes.device.type == "cuda" and not has_liger():
         log.info("losses in chunks take more memory and up to twice the time without liger-kernel (pip install it)")
     model = models.build(config, recipe.seed, recipe.from_pretrained)
+    attentions.separate_cross_attention(model, recipe.objective, recipe.attention)
     attentions.refuse_other_reading(model, recipe.objective, recipe.attention)
     in_16_bits = processes.device.type == "cuda" and processes.precision != "fp32"
     attentions.use_fused(model, recipe.objective, recipe.attention, in_16_bits=in_16_bits)

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from tokenizer.shard_index import write_whole
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -53,9 +55,7 @@ class Meter:
         self._wandb = _wandb_run(wandb, metrics.parent) if wandb else None
         self._board: SummaryWriter = _writer(tensorboard, purge_step=step + 1)
         rows = [row for row in read_metrics(metrics) if row["step"] <= step]
-        partial = metrics.with_suffix(".partial")
-        partial.write_text("".join(_line(row) for row in rows))
-        partial.replace(metrics)
+        write_metrics(metrics, rows)
         self._file: IO[str] = metrics.open("a")
         self._line_due = 0.0
         self.seconds = sum(row["seconds"] for row in rows)
@@ -138,6 +138,11 @@ def read_metrics(path: Path) -> list[Row]:
             break
         rows.append({name: math.nan if value is None else value for name, value in row.items()})
     return rows
+
+
+def write_metrics(path: Path, rows: list[Row]) -> None:
+    """Put rows in the place of a metrics.jsonl, all or none."""
+    write_whole(path, "".join(map(_line, rows)).encode())
 
 
 def _line(row: Row) -> str:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Arrays = dict[str, NDArray[Any]]
 Samples = NDArray[np.uint64]
 IGNORED = -100  # a label that is none; as in losses.py, which imports torch
-ROWS, BORDERS, DOCUMENTS = "rows", "document_borders", "documents"
+ROWS, BORDERS = "rows", "document_borders"
+DOCUMENTS, DECODER_DOCUMENTS = "documents", "decoder_documents"
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,11 @@ class MicroBatch:
 
     `tensors` are `rows` (B, T + 1), all of whose tokens but the last are inputs and all but the first labels, or
     `input_ids` and `labels` of their own; beside them further arguments of the model, and for models that read both
-    ways `documents` (B, T), the number of each token's, of which the device makes a mask. `label_count` of the labels
-    are not IGNORED. `samples` are source and window (n, 2) of each sequence that was read. If `is_flat`, sequences are
-    laid end to end in one row, and `document_borders` tell where documents begin in it: what the kernels for sequences
-    of many lengths take (attention.py).
+    ways `documents` (B, T), the number of each token's, of which the device makes a mask; with `decoder_documents`, of
+    the tokens that a decoder writes, it makes the masks of that too. `label_count` of the labels are not IGNORED.
+    `samples` are source and window (n, 2) of each sequence that was read. If `is_flat`, sequences are laid end to end
+    in one row, and `document_borders` tell where documents begin in it: what the kernels for sequences of many lengths
+    take (attention.py).
     """
 
     tensors: "Inputs"
@@ -73,9 +75,12 @@ class MicroBatch:
         borders = {name: there.pop(name) for name in (BORDERS,) if name in there}
         there = {name: tensor.long() for name, tensor in there.items()}
         rows = there.pop(ROWS, None)
-        documents = there.pop(DOCUMENTS, None)
+        documents, written = (there.pop(name, None) for name in (DOCUMENTS, DECODER_DOCUMENTS))
         if documents is not None:
-            there["attention_mask"] = same_document(documents)
+            there["attention_mask"] = same_document(documents, documents)
+        if documents is not None and written is not None:
+            there["decoder_attention_mask"] = same_document(written, written).tril()
+            there["cross_attention_mask"] = same_document(written, documents)
         if rows is not None:
             there = {"input_ids": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()} | there
         if self.is_flat:
@@ -83,9 +88,10 @@ class MicroBatch:
         return there | borders
 
 
-def same_document(documents: "torch.Tensor") -> "torch.Tensor":
-    """The mask (B, 1, T, T) by which each token sees its document alone: True where numbers (B, T) are equal."""
-    return (documents.unsqueeze(2) == documents.unsqueeze(1)).unsqueeze(1)
+def same_document(ours: "torch.Tensor", seen: "torch.Tensor") -> "torch.Tensor":
+    """The mask (B, 1, T, S) by which each token (B, T) sees those (B, S) of its document: True where both numbers are
+    equal."""
+    return (ours.unsqueeze(2) == seen.unsqueeze(1)).unsqueeze(1)
 
 
 def room_for(rows: int, tokens: int, dtype: Any) -> "torch.Tensor":

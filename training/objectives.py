@@ -18,6 +18,7 @@ from training.config import Attention, Model, Objective
 from training.fill_in_middle import FillInTheMiddle
 from training.micro_batch import DOCUMENTS, IGNORED, ROWS, Arrays
 from training.order import generator
+from training.spans import Spans, noise_counts
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -41,7 +42,8 @@ def prediction(objective: Objective, attention: Attention, encoder: Encoder, seq
     if objective.kind == "spans":
         _, count = noise_counts(sequence_length, objective.noise, objective.span_length)
         sentinels = [encoder.id_of(sentinel(number)) for number in range(count)]
-        return Spans(sentinels, encoder.end_of_text_id, objective.noise, objective.span_length)
+        apart = attention == "document"
+        return Spans(sentinels, encoder.end_of_text_id, objective.noise, objective.span_length, apart=apart)
     causal = Causal(end_of_text_id)
     if objective.kind == "causal":
         return causal
@@ -122,57 +124,6 @@ class Masked:
             return arrays
         positions = document_positions(rows[:, :-1], self.end_of_text_id)
         return arrays | {"position_ids": positions, DOCUMENTS: (positions == 0).cumsum(1, dtype=np.int32)}
-
-
-class Spans:
-    """Hidden runs of tokens from the text around them (T5, Raffel et al. 2019), written by a decoder.
-
-    Each run becomes a sentinel in the input; the decoder writes every sentinel with the run behind it, and the
-    end-of-text token last. Number and total length of the runs are those of every row, so shapes are fixed:
-    inputs T - hidden + runs, labels hidden + runs + 1. Runs do not heed the borders of documents.
-
-    Args:
-        sentinels: ids, as many as there are runs in the longest row.
-        end_of_text_id: ends the labels and begins the decoder's input.
-        noise: share of tokens that are hidden.
-        span_length: mean tokens of a run.
-    """
-
-    def __init__(self, sentinels: list[int], end_of_text_id: int, noise: float, span_length: float) -> None:
-        self.sentinels, self.end_of_text_id = np.array(sentinels, np.int64), end_of_text_id
-        self.noise, self.span_length = noise, span_length
-
-    def __call__(self, rows: Rows, keys: list[str]) -> Arrays:
-        pairs = [self._row(row[:-1].astype(np.int64), generator(key)) for row, key in zip(rows, keys, strict=True)]
-        labels = np.stack([label for _, label in pairs])
-        first = np.full((len(labels), 1), self.end_of_text_id)
-        shifted = np.concatenate([first, labels[:, :-1]], axis=1)
-        return {"input_ids": np.stack([row for row, _ in pairs]), "decoder_input_ids": shifted, "labels": labels}
-
-    def _row(self, tokens: NDArray[np.int64], draw: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
-        hidden, runs = noise_counts(len(tokens), self.noise, self.span_length)
-        kept_sizes, run_sizes = _parts(len(tokens) - hidden, runs, draw), _parts(hidden, runs, draw)
-        sizes = np.stack([kept_sizes, run_sizes], axis=1).ravel()
-        is_hidden = np.repeat(np.arange(2 * runs) % 2 == 1, sizes)
-        begins = np.cumsum(sizes)[:-1:2]  # of the runs
-        sentinels = self.sentinels[:runs]
-        inputs = np.where(np.isin(np.arange(len(tokens)), begins), 0, tokens)
-        inputs[begins] = sentinels
-        inputs = inputs[~is_hidden | np.isin(np.arange(len(tokens)), begins)]
-        label = np.insert(tokens[is_hidden], np.cumsum(run_sizes) - run_sizes, sentinels)
-        return inputs, np.append(label, self.end_of_text_id)
-
-
-def noise_counts(tokens: int, noise: float, span_length: float) -> tuple[int, int]:
-    """How many of `tokens` are hidden, in how many runs; at least one is hidden and one is kept a run."""
-    hidden = min(max(round(tokens * noise), 1), tokens - 1)
-    return hidden, min(max(round(hidden / span_length), 1), tokens - hidden, hidden)
-
-
-def _parts(total: int, count: int, draw: np.random.Generator) -> NDArray[np.int64]:
-    """`total` cut into `count` parts of at least 1, all such cuts equally likely."""
-    cuts = np.sort(draw.permutation(total - 1)[: count - 1]) + 1
-    return np.diff(cuts, prepend=0, append=total)
 
 
 FITTING = {"masked": "bert", "spans": "t5"}  # kinds of models, where not all that read from left to right do

@@ -13,6 +13,7 @@ from tokenizer.shards import ShardIndex
 from training.checkpoint import MARKER
 from training.config import Recipe
 from training.durable import PARTIAL, write_durably
+from training.meter import Row, read_metrics, write_metrics
 from training.optimizer import Planned
 from training.run_lock import LOCK
 
@@ -222,9 +223,17 @@ class RunFolder:
         self._summary.unlink(missing_ok=True)
 
     def keep_rewound(self, step: int) -> None:
-        """Keep the rows after `step`, which is gone back to, beside the metrics, which will have others."""
-        with self.metrics.open() as rows, self.rewound.open("a") as kept:
-            kept.writelines(row for row in rows if row.endswith("\n") and json.loads(row)["step"] > step)
+        """Keep the rows after `step`, which is gone back to, beside the metrics, which will have others.
+
+        A run that is killed before its plan says so takes these steps again: the later rows stand.
+        """
+
+        def taken(row: Row) -> tuple[float, float]:
+            return row.get("rewinds", 0), row["step"]
+
+        rows = [row for row in read_metrics(self.metrics) if row["step"] > step]
+        again = set(map(taken, rows))
+        write_metrics(self.rewound, [row for row in read_metrics(self.rewound) if taken(row) not in again] + rows)
 
     def record_data(self, records: list[dict[str, Any]]) -> None:
         """Note what the data of each folder of shards is, for the model card."""

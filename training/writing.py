@@ -39,7 +39,7 @@ def hidden_runs(
     """What the decoder of an encoder-decoder writes, up to `end`, of the runs hidden from each text.
 
     Args:
-        read: of each text, what objectives.Spans makes of it: `input_ids` (1, T).
+        read: of each text, what spans.Spans makes of it: `input_ids` (1, T).
     """
     import torch
 
