@@ -7,9 +7,10 @@ import time
 import pytest
 from small_shards import make_shards
 
+from training import read_ahead
 from training.batches import TrainingBatches
 from training.read_ahead import ReadAhead
-from training.sources import CheckedStream, Storage
+from training.sources import CheckedStream
 
 
 @pytest.fixture
@@ -115,12 +116,16 @@ def test_a_damaged_shard_is_named_before_any_of_its_tokens_is_used(folder):
     assert all(one.equal(other) for one, other in zip(seen, clean[: len(seen)], strict=True))
 
 
-def test_verify_finds_damage_and_loss_before_the_first_step(folder):
-    Storage([str(folder)], verify=True).streams("train")
-    damaged(folder, 2)
-    Storage([str(folder)]).streams("train")
-    with pytest.raises(ValueError, match=r"train-2.arrow is damaged"):
-        Storage([str(folder)], verify=True).streams("train")
-    (folder / "train-0.arrow").unlink()
-    with pytest.raises(ValueError, match=r"train-0.arrow is missing"):
-        Storage([str(folder)], verify=True).streams("train")
+def test_a_long_wait_for_data_is_told(folder, monkeypatch, caplog):
+    caplog.set_level("INFO", "train")
+    monkeypatch.setattr(read_ahead, "TELL_SECONDS", 0.05)
+
+    def slowly(rows, keys):
+        time.sleep(0.2)
+        return {"input_ids": rows[:, :-1], "labels": rows[:, 1:]}
+
+    with contextlib.closing(ReadAhead(batches(folder, predict=slowly))) as read:
+        list(read.share(0, 6, 1, 2))
+        assert not caplog.messages
+        list(read.share(0, 6, 0, 2))
+    assert caplog.messages[0] == "waiting for data: 3 of 3 shards were hashed and opened"

@@ -6,18 +6,21 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from pyarrow import fs
 from small_runs import SHORT, finish, losses, started, train, words
 from small_shards import make_shards
 
-from tokenizer import progress
 from training import batches as batches_module
-from training import remote
+from training import checks, remote
 from training.batches import TrainingBatches, read_windows
+from training.checks import Checks
 from training.durable import damage, describe
+from training.processes import Processes
 from training.remote import is_remote, without_keys
 from training.sources import CheckedStream, Sources, Storage
 
@@ -53,9 +56,19 @@ def upload(folder, bucket, name):
     return f"s3://corpus/{name}"
 
 
-def storage(folder, tmp_path, limit=1 << 30, verify=False):
+def storage(folder, tmp_path, limit=1 << 30):
     place = folder if isinstance(folder, str) else folder.as_uri()
-    return Storage([place], cache=tmp_path / "cache", cache_bytes=limit, verify=verify)
+    return Storage([place], cache=tmp_path / "cache", cache_bytes=limit)
+
+
+def verify(stream, shared=()):
+    """Have all shards of a stream checked, for those too that share its checks."""
+    if stream.checks is None:
+        descriptor = os.memfd_create("checks")
+        os.ftruncate(descriptor, len(stream.shards))
+        for one in (stream, *shared):
+            one.checks = Checks(descriptor, 0, len(stream.shards))
+    assert checks.verify([stream], Processes(0, 1, torch.device("cpu"), "fp32"), SimpleNamespace(came=False))
 
 
 def read_all(stream, group=0):
@@ -205,7 +218,7 @@ def test_a_copy_is_hashed_once_by_all_processes_and_again_by_the_next(folder, tm
     assert sorted(hashed) == sorted(names)
 
 
-def test_verify_fetches_each_shard_once_within_the_bound(folder, tmp_path, monkeypatch, capsys):
+def test_verify_fetches_each_shard_once_within_the_bound(folder, tmp_path, monkeypatch):
     fetched, copy = [], remote.Cache._copy
 
     def counted(cache, name, *checksum):
@@ -213,27 +226,24 @@ def test_verify_fetches_each_shard_once_within_the_bound(folder, tmp_path, monke
         copy(cache, name, *checksum)
 
     monkeypatch.setattr(remote.Cache, "_copy", counted)
-    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
     limit = 3 * max(path.stat().st_size for path in folder.glob("*.arrow"))
-    ones = [storage(folder, tmp_path, limit, verify=True) for _ in range(2)]
-    streams = [one.streams("train")[0] for one in ones]
+    streams = [storage(folder, tmp_path, limit).streams("train")[0] for _ in range(2)]
+    for stream in streams:
+        verify(stream, shared=streams)
     names = [shard.name for shard in streams[0].shards]
     assert [name for name in fetched if name.endswith(".arrow")] == names
     assert 0 < sum(path.stat().st_size for path in copies(tmp_path)) <= limit
-    told = capsys.readouterr().err.splitlines()
-    assert told[3].startswith(f"verify: train shards of {folder.as_uri()}: 3 of {len(names)}, about ")
     for stream in streams:
         np.testing.assert_array_equal(read_all(stream), read_all(CheckedStream(folder)))
 
 
-def test_verify_names_a_damaged_and_a_missing_shard_when_a_split_is_opened(folder, tmp_path):
+def test_verify_names_a_damaged_and_a_missing_shard(folder, tmp_path):
     path = damaged(folder / "train-3.arrow")
-    storage(folder, tmp_path).streams("train")
     with pytest.raises(ValueError, match=r"shard file:.*train-3.arrow is damaged: its checksum differs"):
-        storage(folder, tmp_path, verify=True).streams("train")
+        verify(storage(folder, tmp_path).streams("train")[0])
     path.unlink()
     with pytest.raises(ValueError, match=r"file:.*train-3.arrow is missing; write the shards again"):
-        storage(folder, tmp_path, verify=True).streams("train")
+        verify(storage(folder, tmp_path).streams("train")[0])
 
 
 def test_a_run_with_verify_is_refused_before_it_has_a_folder(tmp_path):

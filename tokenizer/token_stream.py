@@ -55,6 +55,11 @@ class TokenStream:
         return self._ends[-1]
 
     @property
+    def opened(self) -> int:
+        """Shards of which a token was read."""
+        return len(self._layouts)
+
+    @property
     def text_bytes(self) -> int:
         """UTF-8 bytes of the text that the split encodes."""
         return sum(shard.text_bytes for shard in self.shards)

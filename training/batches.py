@@ -6,7 +6,7 @@ consumed, and the global batch is the same however many processes, micro-batches
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        streams: TokenStream | list[TokenStream],
+        streams: TokenStream | Sequence[TokenStream],
         *,
         sequence_length: int,
         sequences: int,

@@ -22,7 +22,7 @@ from training.read_ahead import ReadAhead
 from training.run_folder import Plan, Rewind, RunFolder, find_tokenizer
 from training.sample_chain import Chain
 from training.samples import Samples
-from training.sources import Storage
+from training.sources import CheckedStream, Storage
 from training.watch import Watch
 
 if TYPE_CHECKING:
@@ -83,6 +83,13 @@ class Job:
     tolerance: Tolerance
     watch: Watch
     found: Found
+
+    @property
+    def streams(self) -> list[CheckedStream]:
+        """All splits that the run reads."""
+        found = [source.stream for source in self.training.sources.all]
+        found += [self.evaluation.stream] if self.evaluation else []
+        return [stream for stream in found if isinstance(stream, CheckedStream)]
 
     @property
     def is_outdated(self) -> bool:

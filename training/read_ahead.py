@@ -1,5 +1,6 @@
 """Batches made ahead of the steps that take them, by one thread: the device never waits for data."""
 
+import logging
 import queue
 import threading
 import time
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 AHEAD, AHEAD_BYTES = 8, 1 << 29
 # Of a token in a micro-batch, with the most that an objective adds: int64 inputs, labels and positions.
 TOKEN_BYTES = 24
-# How often a thread with a full queue looks whether it is to stop.
-LOOK_SECONDS = 0.1
+# How often a thread with a full queue looks whether it is to stop, and how long a wait for data may be without a word.
+LOOK_SECONDS, TELL_SECONDS = 0.1, 5.0
+log = logging.getLogger("train")
 
 
 class _Cut(NamedTuple):
@@ -61,12 +63,23 @@ class ReadAhead:
         begin = consumed + rank * share
         for first in range(begin, begin + share, size):
             begun = time.monotonic()
-            batch = self._thread.take()
+            batch = self._taken(rank)
             self.wait_seconds += time.monotonic() - begun
             if batch.samples is None or (batch.samples != self.batches.samples_of(first, size)).any():
                 raise RuntimeError(f"sequences {first} to {first + size - 1} were asked for, others were read")
             yield batch
         self._next = cut._replace(consumed=consumed + self.batches.sequences)
+
+    def _taken(self, rank: int) -> "MicroBatch":
+        """The next micro-batch; while that is long in coming, the first process says how far reading is."""
+        assert self._thread is not None
+        while True:
+            try:
+                return self._thread.take()
+            except queue.Empty:
+                if rank == 0:
+                    opened, shards = self.batches.sources.opened
+                    log.info("waiting for data: %s of %s shards were hashed and opened", f"{opened:,}", f"{shards:,}")
 
     def take_wait(self) -> float:
         """Seconds that shares have waited for data since this was last asked."""
@@ -92,7 +105,7 @@ class _Reader:
         self._thread.start()
 
     def take(self) -> "MicroBatch":
-        item = self._queue.get()
+        item = self._queue.get(timeout=TELL_SECONDS)
         if isinstance(item, BaseException):
             self.close()
             raise item

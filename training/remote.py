@@ -11,7 +11,7 @@ import queue
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ import xxhash
 from numpy.typing import NDArray
 
 from tokenizer.encode import TOKENIZER_FILE
-from tokenizer.progress import told
 from tokenizer.shard_index import flush
 from tokenizer.shards import INDEX_NAME, Shard
 from training.durable import damage
@@ -111,14 +110,6 @@ class Cache:
             with self._locked():
                 self._have(shard)
 
-    def verify(self, shard: Shard) -> None:
-        """The same, unless another process of this run did it for the shard, whose copy may have made room since."""
-        done = f"{shard.name} {shard.xxh3_128} {_run_name()}"
-        with self._locked():
-            if done not in self._notes:
-                self._have(shard)
-                self._notes.add(done)
-
     def _have(self, shard: Shard) -> None:
         identity = self._identity(shard)
         if identity and identity in self._notes:
@@ -180,17 +171,19 @@ class RemoteStream(CheckedStream):
     Args:
         cache: of the folder.
         split: as of TokenStream.
-        verify: fetch and hash all shards now, one by one; what the cache has no room for is fetched again later.
     """
 
-    def __init__(self, cache: Cache, split: str, *, verify: bool = False) -> None:
+    def __init__(self, cache: Cache, split: str) -> None:
         super().__init__(cache.folder, split)
-        self.place, self._cache = cache.place, cache
+        self._cache = cache
         self._expected: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._seen: dict[int, None] = {}
         self._fetcher: threading.Thread | None = None
-        if verify:
-            self._verify()
+
+    @property
+    def place(self) -> str:
+        """The URI of the folder, without keys."""
+        return self._cache.place
 
     def expect(self, starts: NDArray[Any]) -> None:
         """Say where windows that will be read later begin: their shards are copied in the background."""
@@ -206,15 +199,11 @@ class RemoteStream(CheckedStream):
             self._fetcher.start()
 
     def check(self, number: int) -> None:
-        """Have a sound copy of a shard."""
+        """Have a sound copy of a shard, whether it was verified before or not: it may have made room for others."""
         self._cache.fetch(self.shards[number])
 
-    def _verify(self) -> None:
-        shards: Iterable[Shard] = self.shards
-        if os.environ.get("RANK", "0") == "0":
-            shards = told(shards, f"verify: {self.split} shards of {self._cache.place}", len(self.shards))
-        for shard in shards:
-            self._cache.verify(shard)
+    def _hash(self, shard: Shard) -> None:
+        self._cache.fetch(shard)
 
     def _run(self, number: int, place: int, count: int) -> Any:
         if number in self._maps:
@@ -249,8 +238,3 @@ class RemoteStream(CheckedStream):
                 self._cache.fetch(self.shards[number])
             except (ValueError, OSError):
                 continue  # the step that reads it says what is wrong
-
-
-def _run_name() -> str:
-    """What the processes of a run on a machine have in common, and runs beside each other have not."""
-    return os.environ.get("MASTER_PORT") or str(os.getpid())

@@ -3,13 +3,15 @@
 import contextlib
 import hashlib
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizer.shards import TokenStream, verify_shard
+from tokenizer.shards import Shard, TokenStream, verify_shard
+from training.checks import Checks
 from training.order import Mixture, Numbers, TrainingOrder, count_windows
 
 # Asks the kernel to map the pages of a file at once (Linux 5.14); Python names it from 3.15 on.
@@ -20,23 +22,34 @@ class CheckedStream(TokenStream):
     """The tokens of a split, of shards each of which is hashed before its first token is handed out.
 
     ValueError names a shard that is missing or differs from the index. Hashing takes some GB/s of what is in the page
-    cache, and brings there what is not.
-
-    Args:
-        folder: as of TokenStream.
-        split: as of TokenStream.
-        verify: hash all shards now; none is hashed again later.
+    cache, and brings there what is not. `checks`, where there are any, say what another process hashed.
     """
 
-    def __init__(self, folder: str | Path, split: str = "train", *, verify: bool = False) -> None:
-        super().__init__(folder, split, verify=verify)
-        self._checked = set(range(len(self.shards))) if verify else set[int]()
+    def __init__(self, folder: str | Path, split: str = "train") -> None:
+        super().__init__(folder, split)
+        self.checks: Checks | None = None
+        self._sound = set[int]()
+
+    @property
+    def place(self) -> str:
+        """Where the shards lie, as users name it."""
+        return str(self.folder)
+
+    def verify(self, number: int) -> None:
+        """Hash a shard unless that was done before."""
+        if number in self._sound:
+            return
+        with self.checks.needed(number) if self.checks else contextlib.nullcontext(True) as is_needed:
+            if is_needed:
+                self._hash(self.shards[number])
+        self._sound.add(number)
 
     def check(self, number: int) -> None:
-        """Hash a shard unless it was before."""
-        if number not in self._checked:
-            verify_shard(self.folder, self.shards[number])
-            self._checked.add(number)
+        """What comes before the first token of a shard is read."""
+        self.verify(number)
+
+    def _hash(self, shard: Shard) -> None:
+        verify_shard(self.folder, shard)
 
     def _layout(self, number: int) -> NDArray[np.int64]:
         self.check(number)
@@ -55,37 +68,33 @@ class Storage:
 
     Args:
         places: as the user names them.
-        verify: hash all shards of a split when it is opened, remote ones as they are fetched; else each when it is
-            first read. Remote ones are hashed whenever they are copied.
         cache: folder for copies of remote shards.
         cache_bytes: bound on the copies, of all remote folders together.
     """
 
-    def __init__(
-        self, places: list[str], *, verify: bool = False, cache: Path | None = None, cache_bytes: int = 64 << 30
-    ) -> None:
+    def __init__(self, places: list[str], *, cache: Path | None = None, cache_bytes: int = 64 << 30) -> None:
         from training.remote import Cache, is_remote
 
         if not places:
             raise ValueError("shards is empty; name the folder that write_shards wrote")
         remote = [place for place in places if is_remote(place)]
-        self.verify, self._caches = verify, dict[str, Cache]()
+        self._caches = dict[str, Cache]()
         for place in remote:
             assert cache is not None
             self._caches[place] = Cache(place, cache, cache_bytes // len(remote))
         self.places = places
         self.folders = [self._caches[place].folder if place in self._caches else Path(place) for place in places]
 
-    def streams(self, split: str, *, first: bool = False) -> list[TokenStream]:
+    def streams(self, split: str, *, first: bool = False) -> list[CheckedStream]:
         """A split of every folder, or of the first alone."""
         from training.remote import RemoteStream
 
-        found: list[TokenStream] = []
+        found: list[CheckedStream] = []
         for place, folder in zip(self.places[: 1 if first else None], self.folders, strict=False):
             if place in self._caches:
-                found.append(RemoteStream(self._caches[place], split, verify=self.verify))
+                found.append(RemoteStream(self._caches[place], split))
             else:
-                found.append(CheckedStream(folder, split, verify=self.verify))
+                found.append(CheckedStream(folder, split))
         return found
 
 
@@ -121,7 +130,7 @@ class Sources:
 
     def __init__(
         self,
-        streams: list[TokenStream],
+        streams: Sequence[TokenStream],
         *,
         sequence_length: int,
         seed: int,
@@ -169,6 +178,12 @@ class Sources:
         return [count / source.windows for count, source in zip(taken, self.all, strict=True)]
 
     @property
+    def opened(self) -> tuple[int, int]:
+        """Shards of which something was read, and all of them."""
+        streams = [source.stream for source in self.all]
+        return sum(stream.opened for stream in streams), sum(len(stream.shards) for stream in streams)
+
+    @property
     def windows(self) -> int:
         """Of all sources together."""
         return sum(source.windows for source in self.all)
@@ -184,7 +199,7 @@ class Sources:
         return Source(stream, TrainingOrder(windows, identity, group))
 
 
-def _fingerprint(streams: list[TokenStream]) -> str:
+def _fingerprint(streams: Sequence[TokenStream]) -> str:
     """Identity of the data, wherever it lies; of one folder that of its index."""
     first = streams[0].index
     for stream in streams[1:]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tokenizer.command_line import run
+from training import checks, nvme, processes, results, run_lock, steps
 from training import engine as engines
-from training import nvme, processes, results, run_lock, steps
 from training.config import Attention, Batch, Compute, Data, Model, Objective, Optimizer, Recipe, Schedule
 from training.guard import Guard, OnNan, Record, Tolerance
 from training.model import read_pretrained
@@ -93,7 +93,7 @@ def main(
         data: weights of several folders, how far they are shuffled, sequence-length warm-up.
         objective: what is predicted.
         attention: sequence = across the borders of documents; document = it and positions begin anew at each.
-        verify: hash all shards before the first step; else each is hashed when it is first read.
+        verify: hash all shards before the first step; else each is hashed when it is first read, once a machine.
         cache: folder for copies of shards in remote storage (s3://…), for all processes of a machine; default:
             OUTPUT.cache.
         cache_bytes: bound on the copies.
@@ -131,7 +131,7 @@ def main(
             if value < 0:
                 raise ValueError(f"{name} {value} is below 0; choose 0 or more")
         world_size = processes.world_size()
-        storage = Storage(shards, verify=verify, cache=Path(cache or f"{output}.cache"), cache_bytes=cache_bytes)
+        storage = Storage(shards, cache=Path(cache or f"{output}.cache"), cache_bytes=cache_bytes)
         model = read_pretrained(from_pretrained, model, storage.folders[0]) if from_pretrained else model.read()
         recipe = Recipe(model, batch, optimizer, schedule, seed, compute, from_pretrained, data, objective, attention)
         configuration = read_configuration(deepspeed, recipe, world_size)
@@ -169,7 +169,9 @@ def main(
                 everyone.refuse_differences(job.shared)
                 finished = everyone.from_first(job.is_done)
             if is_held and not finished:
-                timed = with_known_length(replace(job, configuration=configuration), everyone, stop)
+                checks.share(job.streams, everyone)
+                if not verify or checks.verify(job.streams, everyone, stop):
+                    timed = with_known_length(replace(job, configuration=configuration), everyone, stop)
                 finished = timed is not None and _train(timed, everyone, stop)
         processes.leave()
     if _is_first():
