@@ -1,12 +1,13 @@
 """Shards that are known to be sound: each is hashed by one of the processes of a machine, for all of them."""
 
+import contextlib
 import fcntl
 import itertools
 import os
+import platform
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ class Checks:
     def __init__(self, descriptor: int, first: int, count: int) -> None:
         self._descriptor, self._first, self.count = descriptor, first, count
 
-    @contextmanager
+    @contextlib.contextmanager
     def needed(self, number: int) -> Iterator[bool]:
         """Whether a shard is to be hashed, while no other process does; it is sound where nothing is raised."""
         place = self._first + number
@@ -55,6 +56,8 @@ def share(streams: "Sequence[CheckedStream]", processes: "Processes") -> None:
     """Let the processes of a machine hash each shard of some streams once; every process must call."""
     counts = [len(stream.shards) for stream in streams]
     descriptor = _shared(sum(counts), processes)
+    if descriptor is None:
+        return
     for stream, first, count in zip(streams, itertools.accumulate([0, *counts]), counts, strict=False):
         stream.checks = Checks(descriptor, first, count)
 
@@ -66,8 +69,7 @@ def verify(streams: "Sequence[CheckedStream]", processes: "Processes", stop: "St
         ValueError: on each process that comes to it, of a shard that is missing or damaged.
     """
     for stream in streams:
-        assert stream.checks is not None
-        count = stream.checks.count
+        count = len(stream.shards)
         progress = Progress(f"verify: {stream.split} shards of {stream.place}", count, quiet=not processes.is_first)
         before = 0
         begin = processes.rank * count // processes.world_size  # each begins elsewhere, and comes to all
@@ -75,26 +77,24 @@ def verify(streams: "Sequence[CheckedStream]", processes: "Processes", stop: "St
             if stop.came:
                 break
             stream.verify(number % count)
-            found = stream.checks.found
-            progress.add(found - before)
-            before = found
+            progress.add(stream.sound - before)
+            before = stream.sound
         progress.end()
     return not processes.total([stop.came])[0]
 
 
-def _shared(count: int, processes: "Processes") -> int:
+def _shared(count: int, processes: "Processes") -> int | None:
     """A file of `count` zeros that all processes of a machine have opened and that has no name any more.
 
-    Its name holds what tells this start of the machine from others: a folder for temporary files may be a shared one.
+    None where there is no right to make it, or no room. It is named by the machine too: a folder for temporary files
+    may be that of several.
     """
-    machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    path = Path(tempfile.gettempdir()) / f"corella-{processes.from_first(secrets.token_hex(16))}-{machine}"
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.ftruncate(descriptor, count)
-    except OSError:  # no room for it, or no right: each hashes for itself
-        descriptor = os.memfd_create("checks")
-        os.ftruncate(descriptor, count)
+    run = processes.from_first(secrets.token_hex(16))
+    path, descriptor = Path(tempfile.gettempdir()) / f"corella-{run}-{platform.node()}", None
+    with contextlib.suppress(OSError):
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.posix_fallocate(opened, 0, count)  # so that there is room when a byte is written
+        descriptor = opened
     processes.wait()
     path.unlink(missing_ok=True)
     return descriptor

@@ -44,6 +44,11 @@ class CheckedStream(TokenStream):
                 self._hash(self.shards[number])
         self._sound.add(number)
 
+    @property
+    def sound(self) -> int:
+        """Shards that were hashed, by this process and those that it shares checks with."""
+        return self.checks.found if self.checks else len(self._sound)
+
     def check(self, number: int) -> None:
         """What comes before the first token of a shard is read."""
         self.verify(number)
