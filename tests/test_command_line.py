@@ -149,6 +149,17 @@ def test_what_yaml_cannot_read_is_wrong_usage_and_what_is_not_utf8_is_named(caps
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'latin.yaml'} is not UTF-8: ")
 
 
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [("", "is empty"), ("# size: 1", "begins with '# size: 1'"), ("a b " * 99, f"begins with {'a b ' * 10!r}")],
+)
+def test_a_file_without_settings_is_told_so(content, state, capsys, tmp_path):
+    (tmp_path / "job.yaml").write_text(content)
+    assert call(job, "--config", tmp_path / "job.yaml") == 2
+    line = f"error: a file of settings has lines as `name: value`, and this one {state}\n"
+    assert capsys.readouterr().err.endswith(line)
+
+
 def test_a_reader_that_goes_ends_a_command_without_a_word(tmp_path):
     script = tmp_path / "talks.py"
     script.write_text(

@@ -186,6 +186,10 @@ def _parser_class() -> "type[ArgumentParser]":
 def _in_a_line(message: str) -> str:
     """An error of jsonargparse as one line, without the trials that it lists for a union of types."""
     line = " ".join(message.split()).replace("<class 'NoneType'>", "null")
+    unexpected, found, content = line.partition("Unexpected config:")
+    if found:
+        state = f"begins with {content.strip()[:40]!r}" if content else "is empty"
+        line = f"{unexpected}a file of settings has lines as `name: value`, and this one {state}"
     line = re.sub(r"(?:\ba )?<class '([\w.]+)'>|\ba typing\.", r"\1", line)
     union = r"Does not validate .* Subtypes: \[(.*)\] Errors: .* Given value: "
     return re.sub(union, r"Expected one of \1. Got value: ", line)
