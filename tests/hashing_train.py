@@ -1,6 +1,7 @@
-"""training/train.py that notes in the file HASHED which process hashed which shard."""
+"""training/train.py that notes in the file HASHED which process hashed which shard; HASHING seconds are each's."""
 
 import os
+import time
 
 from tokenizer.command_line import run
 from training import remote, sources, train
@@ -10,6 +11,7 @@ def noted(work, name_of):
     def done(*arguments):
         with open(os.environ["HASHED"], "a") as file:
             file.write(f"{os.environ['RANK']} {name_of(*arguments)}\n")
+        time.sleep(float(os.environ.get("HASHING", "0")))
         return work(*arguments)
 
     return done

@@ -27,12 +27,13 @@ MUON = Optimizer(kind="muon", learning_rate=0.01, muon_learning_rate=0.05, weigh
 
 @dataclass(frozen=True)
 class Case:
-    """One way to compute the steps, the ZeRO stage, and the type of the weights."""
+    """One way to compute the steps: ZeRO stage, type of the weights, whether the optimizer waits on the CPU."""
 
     stage: int
     optimizer: Optimizer = ADAMW
     compute: Compute = PLAIN
     weights: str = "fp32"
+    offload: bool = False
 
 
 CHUNKS = Compute(loss_chunk_tokens=5, checkpoint_activations=True)
@@ -45,6 +46,8 @@ CASES = {
     "muon_1": Case(1, MUON),
     "muon_2": Case(2, MUON),
     "muon_3": Case(3, MUON),
+    "muon_1_offload": Case(1, MUON, offload=True),
+    "muon_3_offload": Case(3, MUON, offload=True),
     "bf16": Case(2, ADAMW, Compute(precision="bf16")),
     "bf16_chunks": Case(1, ADAMW, replace(CHUNKS, precision="bf16")),
     "bf16_weights_1": Case(1, ADAMW, weights="bf16"),
@@ -82,7 +85,8 @@ def run(case, rank, world_size):
     batch = Batch(LENGTH, SEQUENCES, micro_size(world_size))
     recipe = Recipe(MODEL, batch, case.optimizer, Schedule(), 0, case.compute)
     config = configuration(MODEL, vocab_size=VOCABULARY, context_tokens=LENGTH, end_of_text_id=0)
-    engine = engines.build(recipe, config, {"zero_optimization": {"stage": case.stage}}, everyone)
+    zero = {"stage": case.stage} | ({"offload_optimizer": {"device": "cpu"}} if case.offload else {})
+    engine = engines.build(recipe, config, {"zero_optimization": zero}, everyone)
     rows = []
     for step in range(STEPS):
         mine = steps.take_step(engine, Uneven(), everyone, step * SEQUENCES, case.optimizer.learning_rate)

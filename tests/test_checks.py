@@ -1,16 +1,20 @@
 """Shards that are hashed by one process for all: once each, whoever is killed; --verify, before the first step."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from small_runs import SHORT, train
+from small_runs import LIMIT_SECONDS, SHORT, finish, started, train
 from small_shards import make_shards
 
 from tokenizer import progress
@@ -19,10 +23,26 @@ from training import checks
 from training.checks import Checks
 from training.processes import Processes
 from training.sources import CheckedStream
+from training.stopping import STOPPED
 
 HASHING = Path(__file__).parent / "hashing_train.py"
-ALONE = Processes(0, 1, torch.device("cpu"), "fp32")
-GOING_ON, STOPPED = SimpleNamespace(came=False), SimpleNamespace(came=True)
+
+
+class Alone(Processes):
+    """A process that met no others."""
+
+    def gathered(self, value):
+        return [value]
+
+    def from_first(self, value):
+        return value
+
+    def wait(self):
+        pass
+
+
+ALONE = Alone(0, 1, torch.device("cpu"), "fp32")
+GOING_ON, TO_STOP = SimpleNamespace(came=False), SimpleNamespace(came=True)
 CHILD = """
 import os, sys, time
 from training.checks import Checks
@@ -30,10 +50,32 @@ checks = Checks(os.open(sys.argv[1], os.O_RDWR), 2, 40)
 print("begun", flush=True)
 sys.stdin.readline()
 for number in range(int(sys.argv[2]), 40):
-    with checks.needed(number) as needed:
+    with checks.needed(number, wait=True) as needed:
         if needed:
             print(number, flush=True)
             time.sleep(float(sys.argv[3]))
+"""
+
+
+# Holds one shard in a thread, and then wants another in its main thread.
+THREADS = """
+import os, sys, threading, time
+from training.checks import Checks
+checks = Checks(os.open(sys.argv[1], os.O_RDWR), 2, 40)
+print("begun", flush=True)
+sys.stdin.readline()
+def hashes(number, seconds):
+    with checks.needed(number, wait=True) as needed:
+        if needed:
+            print(number, flush=True)
+            time.sleep(seconds)
+def one():
+    hashes({others}, 2)
+thread = threading.Thread(target=one)
+thread.start()
+time.sleep(0.5)
+hashes({mine}, 0)
+thread.join()
 """
 
 
@@ -56,8 +98,8 @@ def children(tmp_path):
     (tmp_path / "checks").write_bytes(bytes(42))
     found = []
 
-    def start(first, seconds):
-        words = [sys.executable, "-c", CHILD, str(tmp_path / "checks"), str(first), str(seconds)]
+    def start(first, seconds, script=CHILD):
+        words = [sys.executable, "-c", script, str(tmp_path / "checks"), str(first), str(seconds)]
         found.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
         assert found[-1].stdout.readline() == "begun\n"
         return found[-1]
@@ -68,14 +110,13 @@ def children(tmp_path):
         child.communicate()
 
 
-def test_processes_hash_each_shard_once_and_share_the_work(children, tmp_path):
-    processes = [children(first, 0.01) for first in (0, 0, 20)]
+def test_processes_hash_each_shard_once(children, tmp_path):
+    processes = [children(first, 0.01) for first in (0, 13, 26)]
     for child in processes:
         child.stdin.write("\n")
         child.stdin.flush()
     done = [child.communicate(timeout=60)[0].split() for child in processes]
     assert sorted(int(number) for numbers in done for number in numbers) == list(range(40))
-    assert all(done)
     assert (tmp_path / "checks").read_bytes() == b"\0\0" + b"\1" * 40
 
 
@@ -101,8 +142,57 @@ def test_a_shard_that_is_not_sound_is_hashed_by_each(folder):
     assert stream.checks.found == 0
 
 
-@pytest.mark.parametrize("remote", [False, True])
-@pytest.mark.parametrize("verify", [False, True])
+def test_threads_that_wait_for_those_of_another_process_hash_what_they_need(children):
+    """Linux takes for a deadlock what would be one if a process had one thread."""
+    first, second = (
+        children(0, 0, script=THREADS.format(others=others, mine=mine)) for others, mine in ((0, 1), (1, 0))
+    )
+    for child in (first, second):
+        child.stdin.write("\n")
+        child.stdin.flush()
+    done = [sorted(child.communicate(timeout=60)[0].split()) for child in (first, second)]
+    assert done[0] + done[1] in (["0", "1", "1"], ["0", "0", "1"], ["0", "1", "0", "1"], ["0", "1"])
+
+
+def test_where_there_are_no_locks_each_hashes_for_itself(folder, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    stream = opened(folder)
+    assert checks.verify([stream], ALONE, GOING_ON)
+    assert stream.checks.found == len(stream.shards)
+
+
+def test_without_a_folder_for_temporary_files_checks_are_each_process_own(folder, monkeypatch):
+    def none():
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    stream = CheckedStream(folder)
+    checks.share([stream], ALONE)
+    assert stream.checks is None
+    assert checks.verify([stream], ALONE, GOING_ON)
+    assert stream.sound == len(stream.shards)
+
+
+def test_one_process_that_is_to_stop_stops_all_while_they_verify(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HASHED", str(tmp_path / "hashed"))
+    monkeypatch.setenv("HASHING", "5")
+    with started(folder, tmp_path / "run", SHORT | {"verify": "true"}, 2, script=HASHING) as jobs:
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not (tmp_path / "hashed").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        jobs[1].send_signal(signal.SIGTERM)
+        codes, outputs = finish(jobs)
+    assert codes == [STOPPED] * 2
+    assert "stopped before the first step, nothing is written" in outputs[0]
+    assert len((tmp_path / "hashed").read_text().splitlines()) <= 4
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("verify", "remote"), [(False, False), (True, True)])
 def test_a_run_hashes_each_shard_once(verify, remote, folder, tmp_path, monkeypatch):
     """Of two processes; by --verify all of them, else those that it reads."""
     temporary = tmp_path / "temporary"
@@ -123,10 +213,15 @@ def test_a_run_hashes_each_shard_once(verify, remote, folder, tmp_path, monkeypa
 def test_verify_finds_damage_and_loss_and_tells_how_far_it_is(folder, monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
     assert checks.verify([opened(folder)], ALONE, GOING_ON)
+    assert capsys.readouterr().err.startswith("verify: shards: 6 in ")
+    monkeypatch.setattr(checks, "ROUND_SECONDS", 0.0)
+    stream, hashed = opened(folder), CheckedStream._hash
+    monkeypatch.setattr(CheckedStream, "_hash", lambda *which: time.sleep(0.01) or hashed(*which))
+    assert checks.verify([stream], ALONE, GOING_ON)
     told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith(f"verify: train shards of {folder}: 1 of 6, about ")
-    assert told[-1].startswith(f"verify: train shards of {folder}: 6 in ")
-    assert not checks.verify([opened(folder)], ALONE, STOPPED)
+    assert told[0].startswith("verify: shards: 1 of 6, about ")
+    assert told[-1].startswith("verify: shards: 6 in ")
+    assert not checks.verify([opened(folder)], ALONE, TO_STOP)
     path = folder / "train-3.arrow"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

@@ -15,8 +15,6 @@ from torch.nn import functional
 from training.losses import ChunkedLosses, computes_losses, summed_losses
 from training.model import build, configuration
 
-NORMS_KNOWN = {"stage_2", "z_loss", "chunks"}
-
 
 def fresh_model():
     return build(configuration(MODEL, vocab_size=VOCABULARY, context_tokens=LENGTH, end_of_text_id=0), seed=0)
@@ -102,8 +100,12 @@ def test_every_way_of_computing_steps_is_that_of_one_big_batch(computed, name):
     found = computed[name]
     tolerance = 1e-4 if "muon" in name else 1e-5
     assert [row[0] for row in found] == pytest.approx([row[0] for row in expected], abs=tolerance)
-    if name in NORMS_KNOWN:
-        assert [row[1] for row in found] == pytest.approx([row[1] for row in expected], abs=1e-4)
+    if CASES[name].stage:
+        norms = [row[1] for row in expected]
+        # Muon's products in bf16 change weights by their last bits, and so what later steps find.
+        near = pytest.approx(norms, rel=0.02) if "muon" in name else pytest.approx(norms, abs=1e-4)
+        assert [row[1] for row in found] == near
+        assert found[0][1] == pytest.approx(norms[0], abs=1e-4)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -155,6 +157,7 @@ def test_muon_remembers_the_sums_in_fp32_of_bf16_gradients(computed, stage):
     found = computed["accumulated by muon"][str(stage)]
     few, many = found["momenta"]
     assert len(few) > 0
+    assert found["norms"][1] == pytest.approx(found["norms"][0], rel=1e-2)
     assert many == pytest.approx(few, rel=1e-2)
 
 

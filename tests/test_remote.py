@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from pyarrow import fs
 from small_runs import SHORT, finish, losses, started, train, words
 from small_shards import make_shards
@@ -20,7 +19,6 @@ from training import checks, remote
 from training.batches import TrainingBatches, read_windows
 from training.checks import Checks
 from training.durable import damage, describe
-from training.processes import Processes
 from training.remote import is_remote, without_keys
 from training.sources import CheckedStream, Sources, Storage
 
@@ -68,7 +66,8 @@ def verify(stream, shared=()):
         os.ftruncate(descriptor, len(stream.shards))
         for one in (stream, *shared):
             one.checks = Checks(descriptor, 0, len(stream.shards))
-    assert checks.verify([stream], Processes(0, 1, torch.device("cpu"), "fp32"), SimpleNamespace(came=False))
+    everyone = SimpleNamespace(is_first=True, gathered=lambda value: [value])
+    assert checks.verify([stream], everyone, SimpleNamespace(came=False))
 
 
 def read_all(stream, group=0):
@@ -251,7 +250,8 @@ def test_a_run_with_verify_is_refused_before_it_has_a_folder(tmp_path):
     for name in ("train-1.arrow", "validation-0.arrow"):
         sound = (near / name).read_bytes()
         damaged(near / name)
-        with started(near.as_uri(), tmp_path / "run", SHORT | {"verify": "true"}, world_size=2) as jobs:
+        options = SHORT | {"verify": "true", "cache": tmp_path / name}  # without a sound copy from before
+        with started(near.as_uri(), tmp_path / "run", options, world_size=2) as jobs:
             codes, outputs = finish(jobs)
         assert codes == [1, 1]
         assert outputs[0].startswith(f"error: shard {near.as_uri()}/{name} is damaged: its checksum differs")

@@ -23,17 +23,10 @@ PLAIN = ("gpt2", "llama")  # each token sees all before it, in every layer
 def use_fused(model: "PreTrainedModel", objective: Objective, attention: Attention, *, in_16_bits: bool) -> None:
     """Have a model compute its attention here, where that is what its own would be; else leave it as it is.
 
-    ValueError where documents could not be told apart at all.
-
     Args:
         in_16_bits: whether queries and keys are so and on a GPU.
     """
     config = model.config
-    if attention == "document" and config._attn_implementation.startswith("flash"):
-        raise ValueError(
-            f"attention document needs a mask, which {config._attn_implementation} does not take; leave "
-            "attn_implementation out of model.config"
-        )
     if config.model_type not in PLAIN or objective.kind in FITTING:
         return
     if config._attn_implementation != "sdpa" or (attention == "document" and not (in_16_bits and _has_varlen(config))):
@@ -71,6 +64,7 @@ def refuse_other_reading(model: "PreTrainedModel", objective: Objective, attenti
     models that pass over positions (OPT, Falcon, BLOOM), or keep a state across borders (Mamba).
     """
     config = model.config
+    _refuse_other_masks(config, objective, attention)
     if config.model_type in PLAIN or (objective.kind in FITTING and attention == "sequence"):
         return
     import torch
@@ -109,6 +103,17 @@ def refuse_other_reading(model: "PreTrainedModel", objective: Objective, attenti
         raise ValueError(f"{kind} cannot be trained here: {str(error).splitlines()[0]}") from None
     finally:
         model.train(training)
+
+
+def _refuse_other_masks(config: Any, objective: Objective, attention: Attention) -> None:
+    """ValueError where an implementation of attention does not take the masks that keep documents apart."""
+    implementation = config._attn_implementation
+    takes = implementation == "sdpa" if objective.kind in FITTING else not implementation.startswith("flash")
+    if attention == "document" and not takes:
+        raise ValueError(
+            f"attention document needs a mask, which {implementation} does not take here; leave attn_implementation "
+            "out of model.config"
+        )
 
 
 def takes_borders(model: "PreTrainedModel") -> bool:

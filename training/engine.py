@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from training import attention as attentions
 from training import model as models
-from training import nvme
+from training import muon, nvme
 from training import optimizer as optimizers
 from training.config import Recipe
 from training.processes import Processes
@@ -80,7 +80,7 @@ def build(
             config=completed,
             dist_init_required=False,
         )
-    optimizers.widen_sums(engine.optimizer)
+    muon.mend(engine.optimizer)
     if compute.compile:
         engine.compile(backend="inductor")
     return engine

@@ -78,12 +78,14 @@ class Guard:
             scaler.raise_error_at_min_scale = False  # it is judged here
         if not sharded:
             engine.clip_fp32_gradients = lambda: self._clip(engine, base)
+        if hasattr(engine.optimizer, "refuses"):  # of Muon, asked before a gradient enters its momenta
+            engine.optimizer.refuses = self._refuses
 
         def guarded(*arguments: Any, **named: Any) -> Any:
             if self._refused is None:
                 if not sharded and not engine.gradient_clipping():
                     self._clip(engine, base)
-                self._judge(float(engine.optimizer._global_grad_norm))
+                self._refuses(float(engine.optimizer._global_grad_norm))
             return None if self._refused else update(*arguments, **named)
 
         base.step = guarded
@@ -118,11 +120,13 @@ class Guard:
     def record(self) -> Record:
         return Record(self.skipped, self.in_a_row, tuple(self.norms))
 
-    def _judge(self, norm: float) -> None:
+    def _refuses(self, norm: float) -> bool:
+        """Judge a step by its gradient norm."""
         self._norm, most = norm, math.inf
         if self.tolerance.spike_factor and len(self.norms) >= LEAST_STEPS:
             most = self.tolerance.spike_factor * statistics.median(self.norms)
         self._refused = not 0 <= norm < math.inf or norm > most
+        return self._refused
 
     def _clip(self, engine: "DeepSpeedEngine", base: Any) -> None:
         """Clip the gradients of stage 0 and keep the norm that they had, which DeepSpeed throws away there."""

@@ -5,6 +5,7 @@ import math
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from training import muon
 from training.config import Optimizer, Schedule
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def build(model: "torch.nn.Module", settings: Optimizer, *, offloaded: bool = Fa
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     if not torch.cuda.is_available():
-        _muon_without_compiler()
+        muon.without_compiler()
     for group in groups:
         for parameter in group["params"]:
             parameter.use_muon = group["use_muon"]
@@ -107,26 +108,6 @@ def _forget_powers(optimizer: Any, *_: Any) -> None:
     group, nothing = optimizer.param_groups[0], [torch.empty(0) for _ in range(4)]
     constants = (group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["bias_correction"])
     optimizer.ds_opt_adam.adam_update(optimizer.opt_id, sum(steps) + 2, *constants, *nothing)
-
-
-def _muon_without_compiler() -> None:
-    """Take torch.compile off DeepSpeed's Muon: on CPUs it would need a C++ compiler and minutes at the first step."""
-    from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
-
-    for name in ("zeropower_via_newtonschulz5", "zeropower_via_gram_newtonschulz", "muon_update"):
-        compiled = getattr(original_muon, name)
-        setattr(original_muon, name, getattr(compiled, "_torchdynamo_orig_callable", compiled))
-    muon_optimizer.muon_update = original_muon.muon_update
-
-
-def widen_sums(optimizer: Any) -> None:
-    """Have a ZeRO optimizer add up the gradients of Muon's matrices in fp32 at stages 1 and 2, and its momenta follow.
-
-    DeepSpeed does that for Adam's parameters; these it adds up in the type of the weights.
-    """
-    usual = getattr(optimizer, "get_all_grad_tensors", None)
-    if usual is not None:
-        optimizer.get_all_grad_tensors = lambda tensors, dtype: [one.to(dtype) for one in usual(tensors, dtype)]
 
 
 def progress(step: int, planned: Planned) -> float:

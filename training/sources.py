@@ -35,14 +35,17 @@ class CheckedStream(TokenStream):
         """Where the shards lie, as users name it."""
         return str(self.folder)
 
-    def verify(self, number: int) -> None:
-        """Hash a shard unless that was done before."""
-        if number in self._sound:
-            return
-        with self.checks.needed(number) if self.checks else contextlib.nullcontext(True) as is_needed:
-            if is_needed:
-                self._hash(self.shards[number])
-        self._sound.add(number)
+    def verify(self, number: int, *, wait: bool = True) -> bool:
+        """Hash a shard unless that was done before; False where another process does, and it is not to wait for it."""
+        if number not in self._sound:
+            shared = self.checks.needed(number, wait=wait) if self.checks else contextlib.nullcontext(True)
+            with shared as is_needed:
+                if is_needed is None:
+                    return False
+                if is_needed:
+                    self._hash(self.shards[number])
+            self._sound.add(number)
+        return True
 
     @property
     def sound(self) -> int:
