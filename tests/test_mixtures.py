@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,15 @@ def test_quotas_share_out_everything_within_one_of_the_weights(weights, total):
     found = quotas(weights, total)
     assert sum(found) == total
     assert all(abs(got - weight / sum(weights) * total) < 1 for got, weight in zip(found, weights, strict=True))
+
+
+def test_bytes_a_token_are_those_of_what_is_read(folders, monkeypatch):
+    sources = batches(folders, data=Data(weights=[3.0, 1.0])).sources
+    for source, text_bytes in zip(sources.all, (300, 1200), strict=True):
+        shard = replace(source.stream.shards[0], tokens=100, text_bytes=text_bytes)
+        monkeypatch.setattr(source.stream, "shards", [shard])
+        monkeypatch.setattr(source.stream, "_ends", [100])
+    assert sources.bytes_per_token == pytest.approx(0.75 * 3 + 0.25 * 12)
 
 
 def test_a_weight_too_small_to_be_met_is_refused():

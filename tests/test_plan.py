@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import counted_flops
 from small_runs import TINY, metrics, train
 from small_shards import make_shards
 
@@ -47,7 +48,7 @@ def loss_of(model, rows):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_parameters_are_those_of_the_built_model(shape):
-    from training.gauges import size_of_module
+    from training.operations import size_of_module
 
     model = build(configuration(shape, vocab_size=90, context_tokens=40, end_of_text_id=0), seed=0)
     size = size_of(shape, vocab_size=90, context_tokens=40)
@@ -59,15 +60,11 @@ def test_parameters_are_those_of_the_built_model(shape):
 def test_operations_a_token_are_those_that_a_profiler_counts(shape):
     """torch counts the operations of the matrix products that run; attention over all positions is 12·L·d·T."""
     import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
 
     length = 32
     model = build(configuration(shape, vocab_size=90, context_tokens=length, end_of_text_id=0), seed=0)
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        loss_of(model, torch.randint(0, 90, (2, length + 1))).backward()
-    counted = counter.get_total_flops() / (2 * length)
+    rows = torch.randint(0, 90, (2, length + 1))
+    counted = counted_flops(lambda: loss_of(model, rows).backward()) / (2 * length)
     # Gains and biases are among the parameters and in no product.
     assert counted == pytest.approx(
         size_of(shape, vocab_size=90, context_tokens=length).flops_per_token(length), rel=0.03

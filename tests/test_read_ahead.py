@@ -129,3 +129,15 @@ def test_a_long_wait_for_data_is_told(folder, monkeypatch, caplog):
         assert not caplog.messages
         list(read.share(0, 6, 0, 2))
     assert caplog.messages[0] == "waiting for data: 3 of 3 shards were hashed and opened"
+
+
+def test_what_was_read_is_compared_with_what_was_asked_for(folder, monkeypatch):
+    """So that the digest of a run's samples is of what it read."""
+    read = ReadAhead(batches(folder))
+    made = read.batches.share
+    monkeypatch.setattr(read.batches, "share", lambda consumed, *cut: made(consumed + 12, *cut))
+    with (
+        contextlib.closing(read),
+        pytest.raises(RuntimeError, match="sequences 0 to 3 were asked for, others were read"),
+    ):
+        list(read.share(0, 4, 0, 1))

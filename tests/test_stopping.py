@@ -1,6 +1,7 @@
 """Requests to stop, wherever they arrive under the real `deepspeed` launcher: all processes save one step and go."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -12,10 +13,13 @@ import pytest
 from small_runs import LIMIT_SECONDS, TINY, finish, free_port, losses, metrics, started, train, words
 from small_shards import make_shards
 
-from training.stopping import _is_launcher, _parent
+from training.samples import read_samples
+from training.stopping import STOPPED, _is_launcher, _parent
 
 OPTIONS = TINY | {"max_steps": 4000, "checkpoint_every": 4000, "evaluate_every": 4000}
 RUNNER, LAUNCHER, WORKER = 0, 1, 2
+EVALUATED = TINY | {"max_steps": 8, "checkpoint_every": 100, "evaluate_every": 4, "watch.sample_tokens": 4}
+SLOW = Path(__file__).parent / "slow_evaluation_train.py"
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +138,39 @@ def test_keyboard_interrupt_of_the_whole_group_saves(shards, tmp_path):
             time.sleep(0.1)
         assert not [process for process in processes if alive(process)]
     assert list((tmp_path / "run" / "checkpoints").glob("step_*/complete.json"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    train(shards, run, EVALUATED)
+    return run
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_an_evaluation_is_left_off_and_made_when_the_run_goes_on(step, unbroken, shards, tmp_path, monkeypatch):
+    """Launchers wait 30 s after a request to stop; an evaluation may take longer."""
+    monkeypatch.setenv("SLOW", str(step))
+    monkeypatch.setenv("EVALUATING", str(tmp_path / "evaluating"))
+    run = tmp_path / "run"
+    with started(shards, run, EVALUATED, 2, script=SLOW) as jobs:
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not (tmp_path / "evaluating").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        jobs[1].send_signal(signal.SIGTERM)
+        codes, _ = finish(jobs)
+    assert codes == [STOPPED] * 2
+    rows = metrics(run)
+    assert [row["step"] for row in rows if "validation_loss" in row] == list(range(4, step, 4))
+    assert rows[-1]["step"] == step
+    assert not (run / "summary.json").exists()
+    train(shards, run, EVALUATED)
+    assert [figures(row) for row in metrics(run)] == [figures(row) for row in metrics(unbroken)]
+    assert read_samples(run / "samples.jsonl") == read_samples(unbroken / "samples.jsonl")
+    assert json.loads((run / "summary.json").read_text())["steps"] == 8
+
+
+def figures(row):
+    """What a row says of the model, whenever it was computed."""
+    return {name: row[name] for name in ("step", "loss", "validation_loss", "bits_per_byte") if name in row}

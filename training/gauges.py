@@ -1,15 +1,18 @@
 """What a step cost: share of the device's peak, memory, and where its time went. One set of gauges a process."""
 
+import functools
 import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from training.arithmetic import Size, known_peak
+from training.arithmetic import known_peak
+from training.operations import flops_per_token
 from training.time_split import TimeSplit
 
 if TYPE_CHECKING:
     import torch
 
+    from training.config import Objective
     from training.meter import Row
     from training.processes import Processes
     from training.read_ahead import ReadAhead
@@ -25,14 +28,14 @@ class Gauges:
         engine: of the run; hooks are put on its forward pass, its optimizer and its collectives.
         batches: the training data, which count how long they were waited for.
         processes: of the run.
-        sequence_length: tokens a sequence.
+        objective: of the run.
     """
 
-    def __init__(self, engine: Any, batches: "ReadAhead", processes: "Processes", sequence_length: int) -> None:
+    def __init__(self, engine: Any, batches: "ReadAhead", processes: "Processes", objective: "Objective") -> None:
         self._batches = batches
         self._device, self._split = processes.device, TimeSplit(processes.device)
         self._files, self._most = mapped_bytes(), 0
-        self._flops = size_of_module(engine.module).flops_per_token(sequence_length)
+        self._flops = functools.cache(lambda length: flops_per_token(engine.module, length, objective))
         self._split.watch_engine(engine, innermost_optimizer(engine))
         mine, self.peak_source = peak_of(self._device, "bf16" if processes.autocast else processes.precision)
         self.peak = processes.total([mine])[0]
@@ -44,17 +47,18 @@ class Gauges:
         self._split.seconds()
         self._batches.take_wait()
 
-    def read(self, tokens: int, seconds: float) -> "Row":
+    def read(self, tokens: int, sequence_length: int, seconds: float) -> "Row":
         """The figures of the step that just ended. Backward is what no other part accounts for.
 
         Args:
             tokens: that all processes trained on together.
+            sequence_length: of the rows that they were in.
             seconds: from the step's begin to its end.
         """
         waited, parts = self._batches.take_wait(), self._split.seconds()
         rest = max(0.0, seconds - waited - sum(parts.values()))
         return {
-            "mfu": round(tokens * self._flops / seconds / self.peak, 5),
+            "mfu": round(tokens * self._flops(sequence_length) / seconds / self.peak, 5),
             "memory_bytes": self._memory(),
             "data_wait_seconds": round(waited, 6),
             "forward_seconds": round(parts["forward"], 5),
@@ -67,22 +71,6 @@ class Gauges:
         """The most so far: pages of shards that came after a peak are none of it, though taken off it."""
         self._most = max(self._most, peak_memory_bytes(self._device, self._files))
         return self._most
-
-
-def size_of_module(module: Any) -> Size:
-    """Parameters of a live model, whole also where ZeRO stage 3 has cut them (`ds_numel`)."""
-    config = module.config
-
-    def count(parameters: Any) -> int:
-        return sum(int(getattr(one, "ds_numel", one.numel())) for one in parameters)
-
-    every = list(module.parameters())
-    inputs, outputs = module.get_input_embeddings(), module.get_output_embeddings()
-    tied = outputs is not None and outputs.weight is inputs.weight
-    looked_up = [] if tied else list(inputs.parameters())
-    named = module.named_modules()
-    looked_up += [one.weight for name, one in named if name.rsplit(".", 1)[-1] in ("wpe", "position_embeddings")]
-    return Size(count(every), count(every) - count(looked_up), config.num_hidden_layers, config.hidden_size)
 
 
 def innermost_optimizer(engine: Any) -> Any:

@@ -107,6 +107,11 @@ class Job:
         """Whether the number of steps is not known yet."""
         return self.plan.max_steps == 0
 
+    def is_to_evaluate(self, step: int) -> bool:
+        """Whether held-out figures of a step are wanted."""
+        is_due = step % self.intervals.evaluate_every == 0 or step == self.plan.max_steps
+        return self.evaluation is not None and step > 0 and is_due
+
     @property
     def shared(self) -> dict[str, Any]:
         """What must be the same on all processes, by name: it decides on what they compute, and when they meet."""

@@ -50,7 +50,7 @@ class Meter:
         bytes_per_token: float = 0.0,
         wandb: str | None = None,
     ) -> None:
-        self.max_steps, self._bytes_per_token = max_steps, bytes_per_token
+        self.max_steps, self._bytes_per_token, self._metrics = max_steps, bytes_per_token, metrics
         self._resumed = step > 0
         self._wandb = _wandb_run(wandb, metrics.parent) if wandb else None
         self._board: SummaryWriter = _writer(tensorboard, purge_step=step + 1)
@@ -70,16 +70,19 @@ class Meter:
         self._resumed = False
         self._file.write(_line(row))
         self._file.flush()
-        step = int(row["step"])
-        for name, value in row.items():
-            if name != "step":
-                kind = "validation" if name in ("validation_loss", "perplexity", "bits_per_byte") else "train"
-                self._board.add_scalar(f"{kind}/{name}", value, step)
-        if self._wandb:
-            self._wandb.log({name: value for name, value in row.items() if name != "step"}, step=step)
         self.seconds += row["seconds"]
         self._recent.append(row["seconds"])
-        self._show(row, step)
+        self._tell(row, int(row["step"]))
+        self._show(row, int(row["step"]))
+
+    def complete(self, figures: Row) -> None:
+        """Add to the last row, of a step at which a run was stopped, what was found of that step since."""
+        self._file.close()
+        *rows, last = read_metrics(self._metrics)
+        write_metrics(self._metrics, [*rows, last | figures])
+        self._file = self._metrics.open("a")
+        self._tell(figures, int(last["step"]))
+        self._show(last | figures, int(last["step"]))
 
     @property
     def seconds_per_step(self) -> float:
@@ -97,6 +100,15 @@ class Meter:
         self._board.close()
         if self._wandb:
             self._wandb.finish()
+
+    def _tell(self, row: Row, step: int) -> None:
+        """TensorBoard, and wandb."""
+        figures = {name: value for name, value in row.items() if name != "step"}
+        for name, value in figures.items():
+            kind = "validation" if name in ("validation_loss", "perplexity", "bits_per_byte") else "train"
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+        if self._wandb:
+            self._wandb.log(figures, step=step)
 
     def _show(self, row: Row, step: int) -> None:
         """One line, rewritten in place on a terminal, every few seconds elsewhere; evaluations get their own."""

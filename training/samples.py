@@ -14,6 +14,8 @@ from training.watch import Watch
 from training.writing import Ids, continuations, hidden_runs, hidden_tokens, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from training.processes import Processes
 
 Sample = dict[str, Any]
@@ -59,33 +61,45 @@ class Samples:
         encoded = [self._tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in watch.prompts]
         self._rows: list[Ids] = [ids[-context_tokens:] for ids in encoded]
 
-    def write(self, engine: Any, processes: "Processes", step: int) -> None:
-        """Have the weights of a step write; every process must call, the first one writes the file."""
+    def write(self, engine: Any, processes: "Processes", step: int, stops: "Callable[[], bool]") -> bool:
+        """Have the weights of a step write; every process must call, the first one writes the file.
+
+        False, and nothing is written, if `stops`, which is asked before each token and says the same on every process.
+        """
         if not self._watch.sample_tokens or not self._rows:
-            return
+            return True
         ways = {"masked": self._filled_in, "spans": self._runs}
-        written = ways.get(self._kind, self._continued)(engine, step)
-        if not processes.is_first:
-            return
+        written = ways.get(self._kind, self._continued)(engine, step, stops)
+        if written is None or not processes.is_first:
+            return written is not None
         rows = [{"step": step, "prompt": prompt, "completion": text} for prompt, text in written]
         before = [row for row in read_samples(self._path) if row["step"] <= self._step]
         self._step = step
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in before + rows))
         partial.replace(self._path)
+        return True
 
-    def _continued(self, engine: Any, step: int) -> list[tuple[str, str]]:
+    def _continued(self, engine: Any, step: int, stops: "Callable[[], bool]") -> list[tuple[str, str]] | None:
         new = min(self._watch.sample_tokens, self._context - 1)
         rows = [(ids or [self._end])[-(self._context - new) :] for ids in self._rows]
         named = (self._tokenizer.token_to_id(name) for name in (FILE_SEPARATOR, REPOSITORY_NAME))
         ends = [self._end, *(one for one in named if one is not None)]
         written = continuations(
-            engine, rows, new_tokens=new, ends=ends, sampling=self._sampling, seeds=self._seeds(step, len(rows))
+            engine,
+            rows,
+            new_tokens=new,
+            ends=ends,
+            sampling=self._sampling,
+            seeds=self._seeds(step, len(rows)),
+            stops=stops,
         )
+        if written is None:
+            return None
         texts = map(self._tokenizer.decode, written)
         return list(zip(self._watch.prompts, texts, strict=True))
 
-    def _filled_in(self, engine: Any, step: int) -> list[tuple[str, str]]:
+    def _filled_in(self, engine: Any, step: int, stops: "Callable[[], bool]") -> list[tuple[str, str]] | None:
         read, mask = self._hidden(), self._tokenizer.token_to_id(MASK)
         if not read:
             return []
@@ -93,7 +107,7 @@ class Samples:
         found = hidden_tokens(engine, read, mask=mask, sampling=self._sampling, seeds=self._seeds(step, len(read)))
         return [(self._text(shown(one, mask)), self._text(ids)) for one, ids in zip(read, found, strict=True)]
 
-    def _runs(self, engine: Any, step: int) -> list[tuple[str, str]]:
+    def _runs(self, engine: Any, step: int, stops: "Callable[[], bool]") -> list[tuple[str, str]] | None:
         read = self._hidden()
         if not read:
             return []
@@ -104,7 +118,10 @@ class Samples:
             end=self._end,
             sampling=self._sampling,
             seeds=self._seeds(step, len(read)),
+            stops=stops,
         )
+        if found is None:
+            return None
         texts = (self._text(one["input_ids"][0].tolist()) for one in read)
         return list(zip(texts, map(self._text, found), strict=True))
 

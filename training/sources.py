@@ -186,6 +186,12 @@ class Sources:
         return [count / source.windows for count, source in zip(taken, self.all, strict=True)]
 
     @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text that a token has on average, as the sources are mixed."""
+        shares = zip(self.mixture.shares, (source.stream for source in self.all), strict=True)
+        return sum(share * stream.text_bytes / len(stream) for share, stream in shares)
+
+    @property
     def opened(self) -> tuple[int, int]:
         """Shards of which something was read, and all of them."""
         streams = [source.stream for source in self.all]

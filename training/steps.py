@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from training.meter import Row, validation_figures
@@ -98,8 +98,13 @@ def summed_losses(
     return loss, nats
 
 
-def evaluate(engine: "DeepSpeedEngine", batches: "EvaluationBatches", processes: "Processes") -> Row:
-    """Held-out figures, weighted by tokens over all processes; every process must call."""
+def evaluate(
+    engine: "DeepSpeedEngine", batches: "EvaluationBatches", processes: "Processes", stops: Callable[[], bool]
+) -> Row | None:
+    """Held-out figures, weighted by tokens over all processes; every process must call.
+
+    None if `stops`, which is asked before each micro-batch and says the same on every process.
+    """
     import torch
 
     begun = time.monotonic()
@@ -108,6 +113,9 @@ def evaluate(engine: "DeepSpeedEngine", batches: "EvaluationBatches", processes:
     with torch.no_grad():
         size = engine.train_micro_batch_size_per_gpu()
         for batch in batches.share(size, processes.rank, processes.world_size):
+            if stops():
+                engine.train()
+                return None
             labels += batch.label_count
             total += summed_losses(engine, batch)[1].double()
     engine.train()

@@ -200,7 +200,7 @@ def _train(job: "Job", everyone: "Processes", stop: StopRequest) -> bool:
         results.announce(job, engine, everyone, step)
         meter = _meter(job, step) if everyone.is_first else None
         with contextlib.closing(job.training):
-            outcome, step = loop(job, engine, everyone, meter, stop, guard, last.chain if last else Chain())
+            outcome, step = loop(job, engine, everyone, meter, stop, guard, last)
         if meter:
             meter.close()
         if outcome is not Outcome.GAVE_UP:
@@ -240,17 +240,36 @@ def loop(
     meter: "Meter | None",
     stop: StopRequest,
     guard: Guard,
-    chain: Chain,
+    last: "Checkpoint | None",
 ) -> tuple[Outcome, int]:
-    """The training loop, from the step of `chain` to the end of the plan, and the step that it came to.
+    """The training loop, from the `last` checkpoint to the end of the plan, and the step that it came to.
 
     All that it depends on is plan and step: data, learning rate and randomness are functions of them. A bad step
     changes nothing; what is saved is the last step, and none in a row of bad ones that may have to be gone back from.
+    An evaluation that a request to stop leaves off is made when the run goes on.
     """
     from training.gauges import Gauges
 
-    recipe, plan, step = job.plan.recipe, job.plan, chain.step
-    gauges, samples = Gauges(engine, job.training, everyone, recipe.batch.sequence_length), job.samples(step)
+    recipe, plan, chain = job.plan.recipe, job.plan, last.chain if last else Chain()
+    step = chain.step
+    gauges, samples = Gauges(engine, job.training, everyone, recipe.objective), job.samples(step)
+
+    def evaluated() -> "Row | None":
+        """Held-out figures and samples of the step; None if one was asked to stop."""
+        assert job.evaluation is not None
+        found = steps.evaluate(engine, job.evaluation, everyone, stops_all)
+        return found if found and samples.write(engine, everyone, step, stops_all) else None
+
+    def stops_all() -> bool:
+        return everyone.total([stop.came])[0] > 0
+
+    if last is not None and last.validation_loss is None and job.is_to_evaluate(step):
+        figures = evaluated()
+        if figures is None:
+            return Outcome.STOPPED, step
+        if meter:
+            meter.complete(figures)
+    left_off = False
     while step < plan.max_steps:
         begun = time.monotonic()
         step += 1
@@ -263,11 +282,12 @@ def loop(
         written = job.checkpoints.written
         losses, stops, refused, done = everyone.total([mine, stop.came, guard.refused(engine), written])
         row = _row(job, engine, step, losses / everyone.world_size, rate, time.monotonic() - begun)
-        row |= gauges.read(recipe.batch.tokens, row["seconds"])
+        row |= gauges.read(recipe.batch.tokens, job.training.length_at(plan.consumed(step)), row["seconds"])
         row |= guard.settle(engine, refused > 0) | plan.rewinds_told(step)
-        if job.evaluation and (step % job.intervals.evaluate_every == 0 or step == plan.max_steps):
-            row |= steps.evaluate(engine, job.evaluation, everyone)
-            samples.write(engine, everyone, step)
+        if job.is_to_evaluate(step):
+            figures = None if stops else evaluated()
+            left_off = figures is None
+            row |= figures or {}
         if meter:
             meter.record(row)
         if guard.gives_up or done == everyone.world_size:
@@ -275,14 +295,14 @@ def loop(
         if guard.gives_up:
             return _gave_up(job, row)
         due = step % job.intervals.checkpoint_every == 0 and not guard.in_a_row
-        if due or step == plan.max_steps or stops:
+        if due or step == plan.max_steps or stops or left_off:
             plan = replanned(job, plan, everyone, meter, step)
             saved = job.checkpoint(step, everyone, guard.record, chain, row.get("validation_loss"))
             job.checkpoints.save(engine, saved, everyone)
-        if stops:
+        if stops or left_off:
             break
     job.checkpoints.finish(everyone)
-    return Outcome.FINISHED if step == plan.max_steps else Outcome.STOPPED, step
+    return Outcome.FINISHED if step == plan.max_steps and not left_off else Outcome.STOPPED, step
 
 
 def _gave_up(job: "Job", row: "Row") -> tuple[Outcome, int]:
@@ -317,7 +337,6 @@ def _meter(job: "Job", step: int) -> "Meter":
     from training.meter import Meter
 
     sources = job.training.sources
-    streams = [source.stream for source in sources.all]
     shares = zip(sources.all, sources.mixture.shares, strict=True)
     described = [(one.stream.index, one.stream.folder, share, one.name) for one, share in shares]
     job.folder.record_data([data_card.describe(*one) for one in described])
@@ -326,7 +345,7 @@ def _meter(job: "Job", step: int) -> "Meter":
         job.folder.tensorboard,
         step=step,
         max_steps=job.plan.max_steps,
-        bytes_per_token=sum(stream.text_bytes for stream in streams) / sum(map(len, streams)),
+        bytes_per_token=sources.bytes_per_token,
         wandb=job.watch.wandb,
     )
 

@@ -7,7 +7,7 @@ cheap, and nothing has to be compiled twice.
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from training.decoding import Sampling, choose, generator_for
@@ -18,11 +18,19 @@ if TYPE_CHECKING:
 
 Ids = list[int]
 Seeds = Sequence[tuple[object, ...]]
+Stops = Callable[[], bool]  # whether to leave off; the same on every process
 
 
 def continuations(
-    engine: Any, rows: Sequence[Ids], *, new_tokens: int, ends: Sequence[int], sampling: Sampling, seeds: Seeds
-) -> list[Ids]:
+    engine: Any,
+    rows: Sequence[Ids],
+    *,
+    new_tokens: int,
+    ends: Sequence[int],
+    sampling: Sampling,
+    seeds: Seeds,
+    stops: Stops,
+) -> list[Ids] | None:
     """`new_tokens` ids after each row, up to the first of `ends`; rows are padded on the right, where none looks."""
     ids, _ = _padded(rows, ends[0], new_tokens)
     begins = [len(row) for row in rows]
@@ -30,12 +38,12 @@ def continuations(
     def logits() -> "torch.Tensor":
         return engine(input_ids=ids.to(engine.device), use_cache=False).logits  # type: ignore[no-any-return]
 
-    return _one_by_one(engine, logits, ids, begins, new_tokens, ends, sampling, seeds)
+    return _one_by_one(engine, logits, ids, begins, new_tokens, ends, sampling, seeds, stops)
 
 
 def hidden_runs(
-    engine: Any, read: Sequence[Arrays], *, new_tokens: int, end: int, sampling: Sampling, seeds: Seeds
-) -> list[Ids]:
+    engine: Any, read: Sequence[Arrays], *, new_tokens: int, end: int, sampling: Sampling, seeds: Seeds, stops: Stops
+) -> list[Ids] | None:
     """What the decoder of an encoder-decoder writes, up to `end`, of the runs hidden from each text.
 
     Args:
@@ -51,7 +59,7 @@ def hidden_runs(
         there = {name: tensor.to(engine.device) for name, tensor in inputs.items()}
         return engine(**there, use_cache=False).logits  # type: ignore[no-any-return]
 
-    return _one_by_one(engine, logits, ids, [1] * len(read), new_tokens, [end], sampling, seeds)
+    return _one_by_one(engine, logits, ids, [1] * len(read), new_tokens, [end], sampling, seeds, stops)
 
 
 def hidden_tokens(engine: Any, read: Sequence[Arrays], *, mask: int, sampling: Sampling, seeds: Seeds) -> list[Ids]:
@@ -100,13 +108,19 @@ def _one_by_one(
     ends: Sequence[int],
     sampling: Sampling,
     seeds: Seeds,
-) -> list[Ids]:
-    """Fill `ids` from `begins` on, as the `logits` of the ids so far choose; what was filled in, up to an end."""
+    stops: Stops,
+) -> list[Ids] | None:
+    """Fill `ids` from `begins` on, as the `logits` of the ids so far choose; what was filled in, up to an end.
+
+    None if `stops`, which is asked before each token.
+    """
     import torch
 
     every, places, generators = torch.arange(len(ids)), torch.tensor(begins), [generator_for(*seed) for seed in seeds]
     with _only_reading(engine):
         for number in range(new_tokens):
+            if stops():
+                return None
             found = logits()[every, places + number - 1]
             ids[every, places + number] = choose(found, sampling, generators)
     written = [row[begin : begin + new_tokens].tolist() for row, begin in zip(ids, begins, strict=True)]
@@ -119,6 +133,8 @@ def _only_reading(engine: Any) -> Iterator[None]:
 
     was_training = engine.training
     engine.eval()
-    with torch.no_grad():
-        yield
-    engine.train(was_training)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        engine.train(was_training)
