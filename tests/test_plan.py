@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -183,6 +184,20 @@ def test_laws_give_the_published_figures():
 
 
 @settings(deadline=None)  # a busy machine
+@given(flops=st.floats(1e15, 1e25), unique=st.floats(1e5, 1e14))
+def test_the_best_of_some_data_is_that_of_all_sizes_tried(flops, unique):
+    def loss(parameters):
+        return scaling.expected_loss(parameters, min(flops / 6 / parameters, 40 * unique), unique)
+
+    parameters, tokens = scaling.best_of_data(flops, unique)
+    assert tokens <= min(flops / 6 / parameters, 40 * unique) * (1 + 1e-9)
+    tried = [loss(10 ** (exponent / 20)) for exponent in range(20, 20 * 20)]
+    assert loss(parameters) <= min(tried) * (1 + 1e-6)
+    if unique > flops:  # no bound
+        assert tokens / parameters == pytest.approx(scaling.TOKENS_PER_PARAMETER, rel=0.05)
+
+
+@settings(deadline=None)  # a busy machine
 @given(
     stage=st.sampled_from([0, 1, 2, 3]),
     world_size=st.sampled_from([1, 2, 8]),
@@ -249,6 +264,9 @@ def test_command_prints_a_table_and_a_verdict_or_json(shards):
     shown = sorted(name for name, *_ in plan.sizes(plan.CONFIGURATIONS, None))
     assert sorted(line.split()[0] for line in lines[3:-1]) == shown
     assert lines[-1].startswith("Verdict: fine-tune")
+    assert re.search(
+        r"compute-optimal are [\d.]+ B parameters on [\d.]+ B tokens; of this data, .* \(40 epochs\)$", lines[0]
+    )
     assert len({len(line) for line in lines[2:-1]}) == 1
     done = run_plan("--shards", shards, "--gpus", 0, "--memory_gb", 8, "--peak_tflops", 0.1, "--json")
     record = json.loads(done.stdout)

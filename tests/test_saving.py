@@ -1,9 +1,14 @@
 """Checkpoints of real runs: killed while one is written, written while training goes on, and which ones stay."""
 
+import re
+import shlex
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import ROOT, TINY, losses, metrics, started, train, wait_for_kill
+from small_runs import ROOT, TINY, losses, metrics, started, train, wait_for_kill, words
 from small_shards import make_shards
 
 OPTIONS = TINY | {"max_steps": 16, "checkpoint_every": 6, "evaluate_every": 16, "keep_checkpoints": 3}
@@ -115,3 +120,26 @@ def test_the_best_checkpoint_stays_beside_the_last(shards, tmp_path):
     assert best < 8
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*"))
     assert kept == [f"step_{best:08d}", "step_00000008"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(shards, tmp_path):
+    """On a file system of its own, which fills up with checkpoints and is made larger then."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = f"mount -t tmpfs -o size=4m none {place}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mounted], capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a file system")
+    options = TINY | {"max_steps": 12, "checkpoint_every": 1, "keep_every": 1, "watch.sample_tokens": 0}
+    command = shlex.join([sys.executable, *words(shards, place / "run", options)])
+    script = (
+        f"{mounted} && ! {command} && mount -o remount,size=64m {place} && {command} && cp -r {place}/run {tmp_path}"
+    )
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    faults = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(faults) == 1
+    assert re.search(r"cannot be written: .*; the disk is full; step_\d+ stands; the same command goes on", faults[0])
+    assert "Traceback" not in done.stderr
+    train(shards, tmp_path / "unbroken", options, world_size=1)
+    assert losses(tmp_path / "run") == losses(tmp_path / "unbroken")

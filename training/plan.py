@@ -283,12 +283,15 @@ def verdict(found: list[Choice], unique_tokens: int, hardware: Hardware) -> str:
 
 def table(found: list[Choice], unique_tokens: int, hardware: Hardware) -> str:
     """The sizes, a row each, under a line that says of what."""
-    reach, tokens = scaling.optimal_size(hardware.flops * hardware.hours * 3600)
+    flops = hardware.flops * hardware.hours * 3600
+    reach, tokens = scaling.optimal_size(flops)
+    best, read = scaling.best_of_data(flops, unique_tokens)
     name = f"{hardware.gpus} x {hardware.device}" if hardware.gpus else "the CPUs of this machine"
     lines = [
         f"{short(unique_tokens)} tokens of data; {name}, {hardware.memory_bytes / 1e9:.0f} GB, "
         f"{hardware.peak_flops / 1e12:.3g} TFLOP/s each at {hardware.mfu:.0%}; {hardware.hours:g} hours: "
-        f"compute-optimal are {short(reach)} parameters on {short(tokens)} tokens",
+        f"compute-optimal are {short(reach)} parameters on {short(tokens)} tokens; of this data, {short(best)} on "
+        f"{short(read)} ({read / unique_tokens:,.3g} epochs)",
         "",
     ]
     heads = ("size", "parameters", "length", "ZeRO", "micro-batch", "memory", "tokens/s", "tokens", "epochs")
