@@ -212,6 +212,24 @@ def test_chunks_never_hold_the_logits_of_all_tokens():
     assert largest <= 16 * vocabulary
 
 
+def test_loss_of_a_mixture_of_experts_is_that_of_transformers_with_what_balances_the_experts():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 2, "num_local_experts": 4}
+    config = MixtralConfig(vocab_size=50, output_router_logits=True, **sizes)
+    model, rows = MixtralForCausalLM(config).train(), torch.arange(24).view(2, 12) % 50
+    expected = model(input_ids=rows, labels=rows, use_cache=False)
+    assert expected.aux_loss > 0
+    computes_losses(model, chunk_tokens=0, z_loss=0.0, autocast=None)
+    total, nats = model(input_ids=rows[:, :-1], target_ids=rows[:, 1:], use_cache=False)
+    balance = model(input_ids=rows[:, :-1], use_cache=False).aux_loss
+    torch.testing.assert_close(total, nats + 22 * config.router_aux_loss_coef * balance)
+    torch.testing.assert_close(nats / 22, expected.loss - config.router_aux_loss_coef * expected.aux_loss)
+    with pytest.raises(ValueError, match=r"loss of routers .* is not in chunks"):
+        computes_losses(MixtralForCausalLM(config), chunk_tokens=3, z_loss=0.0, autocast=None)
+
+
 def test_model_is_as_before_without_labels_and_heads_of_other_kinds_are_refused():
     from transformers import CohereConfig, CohereForCausalLM
 

@@ -322,26 +322,28 @@ def test_a_configuration_that_is_none_is_named_in_one_line(shards, tmp_path, tex
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "micro_batch", "accumulated"),
+    ("architecture", "stage", "micro_batch", "accumulated"),
     [
-        *((stage, micro_batch, 1) for stage, micro_batch in ((0, 8), (1, 2), (2, 2), (2, 8), (3, 2), (3, 8))),
-        *((stage, 8, 2) for stage in (0, 1, 2, 3)),
+        *(("llama", stage, micro_batch, 1) for stage, micro_batch in ((0, 8), (1, 2), (2, 2), (2, 8), (3, 2), (3, 8))),
+        *(("llama", stage, 8, 2) for stage in (0, 1, 2, 3)),
+        *(("gpt2", stage, 8, accumulated) for stage, accumulated in ((1, 1), (2, 2), (3, 1))),
     ],
 )
-def test_memory_is_what_a_run_takes(shards, tmp_path, stage, micro_batch, accumulated):
+def test_memory_is_what_a_run_takes(shards, tmp_path, architecture, stage, micro_batch, accumulated):
     """The peak of a real run; and so much of it as lies above that of the smallest one, which is the libraries'."""
 
     def peak(name, shape, micro_batch, length):
         configuration = ROOT / "infra" / "deepspeed" / f"zero{stage}.json"
-        settings = {f"model.{key}": getattr(shape, key) for key in ("hidden_size", "layers", "heads")}
+        names = ("architecture", "hidden_size", "layers", "heads")
+        settings = {f"model.{key}": getattr(shape, key) for key in names}
         settings |= {"batch.sequence_length": length, "batch.sequences": accumulated * micro_batch}
         settings |= {"max_steps": 5, "checkpoint_every": 2}
         settings |= {"batch.sequences_per_device": micro_batch, "evaluation_tokens": 0, "deepspeed": configuration}
         train(shards, tmp_path / name, TINY | settings, world_size=1)
         return metrics(tmp_path / name)[-1]["memory_bytes"]
 
-    shape = Model(hidden_size=384, layers=4, heads=6)
-    run, base = peak("run", shape, micro_batch, 256), peak("base", Model(hidden_size=32, layers=1, heads=2), 1, 32)
+    shape = Model(architecture, hidden_size=384, layers=4, heads=6)
+    run, base = peak("run", shape, micro_batch, 256), peak("base", Model(architecture, 32, 1, 2), 1, 32)
     layout = Layout(stage, 1, micro_batch, "fp32", accumulates=accumulated > 1, on_gpu=False)
     vocab_size = ShardIndex.load(shards).vocab_size
     memory = estimate(shape, vocab_size=vocab_size, sequence_length=256, layout=layout)

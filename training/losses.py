@@ -162,8 +162,9 @@ def computes_losses(
             if target_ids is None:
                 return plain(*arguments, **inputs)
             if not chunk_tokens:
-                logits = plain(*arguments, **inputs).logits
-                return summed_losses(logits, target_ids, z_loss)
+                found = plain(*arguments, **inputs)
+                total, nats = summed_losses(found.logits, target_ids, z_loss)
+                return total + _of_routers(found, model.config, target_ids), nats
             hidden = model.base_model(*arguments, **inputs).last_hidden_state
             return head(hidden, target_ids=target_ids)
 
@@ -172,6 +173,17 @@ def computes_losses(
         _head_computes_losses(head, chunk_tokens, z_loss, autocast)
     model.forward = forward  # type: ignore[method-assign]
     return model
+
+
+def _of_routers(found: Any, config: Any, labels: torch.Tensor) -> torch.Tensor | float:
+    """What a mixture of experts adds for their being used alike, where its configuration asks (output_router_logits).
+
+    It is a mean over the tokens of a micro-batch, times their number, as all losses here; so it depends on the cut.
+    """
+    balance = getattr(found, "aux_loss", None)
+    if balance is None:
+        return 0.0
+    return config.router_aux_loss_coef * balance * (labels != IGNORED).sum()  # type: ignore[no-any-return]
 
 
 def _head_computes_losses(head: Any, chunk_tokens: int, z_loss: float, autocast: torch.dtype | None) -> None:
@@ -191,6 +203,10 @@ def _head_computes_losses(head: Any, chunk_tokens: int, z_loss: float, autocast:
 def _refuse_other_heads(model: "PreTrainedModel", head: Any) -> None:
     """ValueError unless the logits of two tokens are what the output layer makes of the last hidden states."""
     line = f"a {model.config.model_type} model computes its logits in its own way; use compute.loss_chunk_tokens 0"
+    if getattr(model.config, "output_router_logits", False):
+        raise ValueError(
+            "the loss of routers (output_router_logits) is not in chunks; use compute.loss_chunk_tokens 0"
+        )
     if model.config.is_encoder_decoder or not isinstance(head, torch.nn.Linear):
         raise ValueError(line)
     if head.weight.device.type == "meta":

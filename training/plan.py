@@ -299,6 +299,8 @@ def table(found: list[Choice], unique_tokens: int, hardware: Hardware) -> str:
     rows += [_row(one) for one in found]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    if not hardware.gpus:
+        lines.append("Memory is that of runs that are not compiled; compiled ones take 0.7 to 1.2 times as much.")
     return "\n".join(lines)
 
 
