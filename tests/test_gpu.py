@@ -177,6 +177,23 @@ def test_killed_and_resumed_goes_on_as_unbroken(unbroken, shards, tmp_path):
     assert losses(tmp_path / "run") == pytest.approx(losses(unbroken), abs=NEAR)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(
+    "choice", [{"optimizer.implementation": "deepspeed"}, {"compute.precision": "fp16", "bad_steps": 20}]
+)
+def test_fused_adam_and_scaled_losses_learn_and_go_on_in_the_same_bits(unbroken, shards, tmp_path, choice, stage):
+    """By DeepSpeed's kernels; and in fp16, whose loss scale comes down from 2^16 by steps that are skipped."""
+    options = GPU | {"deepspeed": ZERO / f"zero{stage}.json"} | choice
+    train(shards, tmp_path / "run", options, 1)
+    if "compute.precision" in choice:
+        assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0] - 1
+    else:
+        assert losses(tmp_path / "run") == pytest.approx(losses(unbroken), abs=NEAR)
+    resumed = interrupted(tmp_path / "run", tmp_path / "resumed", 6)
+    train(shards, resumed, options, 1)
+    assert losses(resumed) == losses(tmp_path / "run")
+
+
 def test_stopped_by_a_signal_saves_and_goes_on(shards, tmp_path):
     options = GPU | {"max_steps": 2000, "checkpoint_every": 1000, "evaluate_every": 2000}
     with started(shards, tmp_path / "run", options, 1) as jobs:
