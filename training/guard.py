@@ -34,7 +34,7 @@ class Tolerance:
 
     on_nan: OnNan = "rewind"
     in_a_row: int = 3
-    spike_factor: float = 0.0
+    spike_factor: float = 50.0
 
     def __post_init__(self) -> None:
         if self.in_a_row < 1:
@@ -50,7 +50,7 @@ class Record:
     Args:
         skipped: steps that were skipped so far.
         in_a_row: how many of the last ones.
-        norms: gradient norms of the last good steps; only with a spike factor.
+        norms: gradient norms of the last good steps; none where spike_factor is 0.
     """
 
     skipped: int = 0

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from training.processes import Processes
 
 DEFAULTS = Recipe(Model(), Batch(), Optimizer(), Schedule(), seed=0)
-DEFAULT_WATCH = Watch()
+DEFAULT_WATCH, DEFAULT_TOLERANCE = Watch(), Tolerance()
 log = logging.getLogger("train")
 
 
@@ -63,9 +63,9 @@ def main(
     save_in_background: bool = True,
     evaluate_every: int = 500,
     evaluation_tokens: int = 1 << 20,
-    on_nan: OnNan = "rewind",
-    bad_steps: int = 3,
-    spike_factor: float = 0.0,
+    on_nan: OnNan = DEFAULT_TOLERANCE.on_nan,
+    bad_steps: int = DEFAULT_TOLERANCE.in_a_row,
+    spike_factor: float = DEFAULT_TOLERANCE.spike_factor,
     watch: Watch = DEFAULT_WATCH,
     resume: Literal["auto", "never"] = "auto",
     deepspeed: str = engines.DEFAULT_CONFIGURATION,
