@@ -47,7 +47,7 @@ class Spans:
         sentinels = self.sentinels[np.arange(runs) - np.searchsorted(owners, owners)]  # counted anew in each document
         inputs, is_read = tokens.copy(), np.ones(len(tokens), np.bool_)
         is_read[places] = False
-        is_read[np.flatnonzero(is_read)[len(tokens) - hidden :]] = False
+        is_read[np.flatnonzero(is_read)[len(tokens) - hidden :]] = False  # as many as are hidden too few
         inputs[begins], is_read[begins] = sentinels, True
         label = np.insert(tokens[places], firsts, sentinels)
         label = np.concatenate([label, [self.end_of_text_id], np.full(lacking, IGNORED)])
