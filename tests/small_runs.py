@@ -108,6 +108,14 @@ def wait_for_kill(jobs):
         time.sleep(0.05)
 
 
+def wait_for_file(path):
+    """Return when a job has made a file."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path.name} within {LIMIT_SECONDS} s"
+        time.sleep(0.05)
+
+
 def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_runs import LIMIT_SECONDS, SHORT, finish, started, train
+from small_runs import SHORT, finish, started, train, wait_for_file
 from small_shards import make_shards
 
 from tokenizer import progress
@@ -180,10 +180,7 @@ def test_one_process_that_is_to_stop_stops_all_while_they_verify(folder, tmp_pat
     monkeypatch.setenv("HASHED", str(tmp_path / "hashed"))
     monkeypatch.setenv("HASHING", "5")
     with started(folder, tmp_path / "run", SHORT | {"verify": "true"}, 2, script=HASHING) as jobs:
-        deadline = time.monotonic() + LIMIT_SECONDS
-        while not (tmp_path / "hashed").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_file(tmp_path / "hashed")
         jobs[1].send_signal(signal.SIGTERM)
         codes, outputs = finish(jobs)
     assert codes == [STOPPED] * 2

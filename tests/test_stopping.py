@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_runs import LIMIT_SECONDS, TINY, finish, free_port, losses, metrics, started, train, words
+from small_runs import LIMIT_SECONDS, TINY, finish, free_port, losses, metrics, started, train, wait_for_file, words
 from small_shards import make_shards
 
 from training.samples import read_samples
@@ -154,10 +154,7 @@ def test_an_evaluation_is_left_off_and_made_when_the_run_goes_on(step, unbroken,
     monkeypatch.setenv("EVALUATING", str(tmp_path / "evaluating"))
     run = tmp_path / "run"
     with started(shards, run, EVALUATED, 2, script=SLOW) as jobs:
-        deadline = time.monotonic() + LIMIT_SECONDS
-        while not (tmp_path / "evaluating").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_file(tmp_path / "evaluating")
         jobs[1].send_signal(signal.SIGTERM)
         codes, _ = finish(jobs)
     assert codes == [STOPPED] * 2
