@@ -263,6 +263,7 @@ def test_minutes_become_steps_that_are_revised_and_written_down(shards, tmp_path
     plan, summary = json.loads((run / "plan.json").read_text()), json.loads((run / "summary.json").read_text())
     assert plan["planned"][0][0] == 0
     assert plan["max_steps"] == plan["planned"][-1][1] == summary["steps"] == len(metrics(run)) > 7
+    assert [row["step"] for row in metrics(run) if "validation_loss" in row] == [summary["steps"]]
     for row in metrics(run):
         assert row["learning_rate"] == learning_rate(row["step"], plan["planned"], 0.01, Schedule(warmup_steps=4))
     (printed,) = train(shards, run, options, world_size=1)

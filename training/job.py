@@ -107,9 +107,9 @@ class Job:
         """Whether the number of steps is not known yet."""
         return self.plan.max_steps == 0
 
-    def is_to_evaluate(self, step: int) -> bool:
-        """Whether held-out figures of a step are wanted."""
-        is_due = step % self.intervals.evaluate_every == 0 or step == self.plan.max_steps
+    def is_to_evaluate(self, step: int, max_steps: int) -> bool:
+        """Whether held-out figures of a step are wanted, in a run of now so many steps."""
+        is_due = step % self.intervals.evaluate_every == 0 or step == max_steps
         return self.evaluation is not None and step > 0 and is_due
 
     @property

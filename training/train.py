@@ -263,7 +263,7 @@ def loop(
     def stops_all() -> bool:
         return everyone.total([stop.came])[0] > 0
 
-    if last is not None and last.validation_loss is None and job.is_to_evaluate(step):
+    if last is not None and last.validation_loss is None and job.is_to_evaluate(step, plan.max_steps):
         figures = evaluated()
         if figures is None:
             return Outcome.STOPPED, step
@@ -284,7 +284,7 @@ def loop(
         row = _row(job, engine, step, losses / everyone.world_size, rate, time.monotonic() - begun)
         row |= gauges.read(recipe.batch.tokens, job.training.length_at(plan.consumed(step)), row["seconds"])
         row |= guard.settle(engine, refused > 0) | plan.rewinds_told(step)
-        if job.is_to_evaluate(step):
+        if job.is_to_evaluate(step, plan.max_steps):
             figures = None if stops else evaluated()
             left_off = figures is None
             row |= figures or {}
