@@ -127,6 +127,22 @@ def accumulated(stage, settings):
     return {"norms": norms, "momenta": momenta, "reduced": sorted(reduced)}
 
 
+def refused(stage, weights):
+    """Whether a step of Muon's that is refused for its norm leaves the momenta as they were."""
+    config = configuration(MODEL, vocab_size=VOCABULARY, context_tokens=LENGTH, end_of_text_id=0)
+    recipe = Recipe(MODEL, Batch(LENGTH, SEQUENCES, 1), MUON, Schedule(), 0)
+    everyone = replace(EVERYONE, precision=weights)
+    engine = engines.build(recipe, config, {"zero_optimization": {"stage": stage}}, everyone)
+    found = []
+    for refuses in (False, True):
+        engine.optimizer.refuses = lambda norm, answer=refuses: answer
+        steps.take_step(engine, Uneven(), everyone, 0, 0.01)
+        states = engine.optimizer.optimizer.state.values()
+        found.append([one["momentum_buffer"].clone() for one in states if "momentum_buffer" in one])
+    engine.destroy()
+    return len(found[0]) > 0 and all(map(torch.equal, *found)) and any(one.any() for one in found[0])
+
+
 def noting(collective, types):
     def noted(*arguments, **named):
         given = [one for one in (*arguments, *named.values()) if isinstance(one, torch.Tensor)]
@@ -143,6 +159,8 @@ if __name__ == "__main__":
     unclipped = replace(ADAMW, gradient_clipping=0.0)
     results["accumulated"] = {stage: accumulated(stage, unclipped) for stage in (1, 2, 3)}
     results["accumulated by muon"] = {stage: accumulated(stage, MUON) for stage in (1, 2, 3)}
+    ways = [(stage, weights) for stage in (1, 2, 3) for weights in ("fp32", "bf16")]
+    results["refused by muon"] = {f"{stage} {weights}": bool(refused(stage, weights)) for stage, weights in ways}
     if EVERYONE.is_first:
         with open(sys.argv[1], "w") as file:
             json.dump(results, file)

@@ -164,6 +164,9 @@ class Engine:
     def fp16_enabled(self):
         return False
 
+    def gradient_clipping(self):
+        return 1.0
+
     def get_global_grad_norm(self):
         return self.sharded._global_grad_norm
 
@@ -203,6 +206,8 @@ def test_spike_is_judged_by_the_median_of_good_steps():
     guard = Guard(Tolerance(spike_factor=10), Record())
     assert judged(guard, [1.0] * 20 + [9.0, 11.0, 11.0, 1.0]) == [False] * 21 + [True, True, False]
     assert not any(judged(Guard(Tolerance(spike_factor=0), Record()), [1.0] * 20 + [1e9]))
+    # Many times next to nothing is no more than clipping allows.
+    assert judged(Guard(Tolerance(spike_factor=10), Record()), [0.001] * 20 + [9.0, 11.0]) == [False] * 21 + [True]
 
 
 def test_in_fp16_a_step_counts_unless_the_loss_scale_still_finds_its_size():

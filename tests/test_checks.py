@@ -164,6 +164,15 @@ def test_where_there_are_no_locks_each_hashes_for_itself(folder, monkeypatch):
     assert stream.checks.found == len(stream.shards)
 
 
+def test_a_fault_without_words_is_one(folder, monkeypatch):
+    def late(*_):
+        raise TimeoutError
+
+    monkeypatch.setattr(CheckedStream, "_hash", late)
+    with pytest.raises(ValueError, match="TimeoutError"):
+        checks.verify([opened(folder)], ALONE, GOING_ON)
+
+
 def test_without_a_folder_for_temporary_files_checks_are_each_process_own(folder, monkeypatch):
     def none():
         raise FileNotFoundError("No usable temporary directory found")

@@ -161,6 +161,12 @@ def test_muon_remembers_the_sums_in_fp32_of_bf16_gradients(computed, stage):
     assert many == pytest.approx(few, rel=1e-2)
 
 
+@pytest.mark.parametrize("weights", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_step_that_is_refused_does_not_enter_muons_momenta(computed, stage, weights):
+    assert computed["refused by muon"][f"{stage} {weights}"]
+
+
 @pytest.mark.parametrize("name", ["bf16", "bf16_chunks"])
 def test_bf16_products_with_fp32_weights_stay_near_fp32(computed, name):
     near = [row[0] for row in computed["plain" if name == "bf16" else "z_loss"]]

@@ -166,6 +166,11 @@ def test_an_evaluation_is_left_off_and_made_when_the_run_goes_on(step, unbroken,
     assert [figures(row) for row in metrics(run)] == [figures(row) for row in metrics(unbroken)]
     assert read_samples(run / "samples.jsonl") == read_samples(unbroken / "samples.jsonl")
     assert json.loads((run / "summary.json").read_text())["steps"] == 8
+    marker = json.loads((run / "checkpoints" / "step_00000008" / "complete.json").read_text())
+    assert marker["validation_loss"] == metrics(run)[-1]["validation_loss"]
+    longer = EVALUATED | {"max_steps": 12}
+    train(shards, run, longer)
+    assert [row["step"] for row in read_samples(run / "samples.jsonl")] == [4] * 3 + [8] * 3 + [12] * 3
 
 
 def figures(row):

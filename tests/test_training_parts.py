@@ -219,6 +219,18 @@ def test_meter_goes_on_with_each_step_once(tmp_path, capsys):
     assert "step 9/9  loss 1.000" in capsys.readouterr().err
 
 
+def test_what_a_stopped_run_left_off_goes_into_the_row_of_its_step(tmp_path):
+    for rows in ([row(1), row(2)], [row(1)], []):
+        write_metrics(tmp_path / "metrics.jsonl", rows)
+        meter = Meter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", step=2, max_steps=9)
+        meter.complete(2, {"validation_loss": 1.5, "bits_per_byte": 0.5})
+        meter.record(row(3))
+        meter.close()
+        found = read_metrics(tmp_path / "metrics.jsonl")
+        assert [one["step"] for one in found] == [*(one["step"] for one in rows), 3]
+        assert [one["step"] for one in found if "validation_loss" in one] == [one["step"] for one in rows[1:]]
+
+
 def test_steps_gone_back_from_are_kept_once(tmp_path):
     """A run that is killed between keeping them and saying so in its plan takes and keeps them again."""
     folder = RunFolder(tmp_path)

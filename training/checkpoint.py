@@ -253,6 +253,13 @@ class Checkpoints:
             _remove(self.path(old))
         return []
 
+    def record_loss(self, checkpoint: Checkpoint, validation_loss: float, processes: Processes) -> None:
+        """Note the held-out loss of a checkpoint that was evaluated after it was saved; every process must call."""
+        if processes.is_first:
+            marker = self.path(checkpoint) / MARKER
+            write_durably(marker, json.loads(marker.read_text()) | {"validation_loss": validation_loss})
+        processes.wait()
+
     def load(self, engine: "DeepSpeedEngine", checkpoint: Checkpoint, processes: Processes) -> None:
         """Restore weights and optimizer, whichever layout wrote them; every process must call.
 

@@ -111,7 +111,7 @@ def _hash_some(left: Shards, stop: "StopRequest") -> tuple[str | None, Shards]:
             if not stream.verify(number, wait=False):
                 busy.append((stream, number))
         except (ValueError, OSError) as error:
-            return str(error), []
+            return str(error) or repr(error), []
     return None, busy
 
 

@@ -29,7 +29,8 @@ class Tolerance:
     Args:
         on_nan: stop at the first one; skip them, and stop after `in_a_row`; or then go back to a checkpoint.
         in_a_row: bad steps after which a run does not go on as it was.
-        spike_factor: a gradient norm above that many times the median of the last steps is bad too; 0 = never.
+        spike_factor: a gradient norm is bad too above that many times the median of the last steps, or, where it is
+            larger, what gradients are clipped to (1 where they are not); 0 = never.
     """
 
     on_nan: OnNan = "rewind"
@@ -66,10 +67,11 @@ class Guard:
         self.skipped, self.in_a_row = record.skipped, record.in_a_row
         self.norms = collections.deque(record.norms, USUAL_STEPS)
         self._refused: bool | None = None
-        self._norm = 0.0
+        self._norm, self._harmless = 0.0, 1.0
 
     def attach(self, engine: "DeepSpeedEngine") -> None:
         """Stand before the optimizer of `engine`."""
+        self._harmless = engine.gradient_clipping() or 1.0
         base: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
         update = base.step
         sharded = base is not engine.optimizer
@@ -124,7 +126,8 @@ class Guard:
         """Judge a step by its gradient norm."""
         self._norm, most = norm, math.inf
         if self.tolerance.spike_factor and len(self.norms) >= LEAST_STEPS:
-            most = self.tolerance.spike_factor * statistics.median(self.norms)
+            # Late in a run that knows its data by heart, many times next to nothing is no harm.
+            most = self.tolerance.spike_factor * max(statistics.median(self.norms), self._harmless)
         self._refused = not 0 <= norm < math.inf or norm > most
         return self._refused
 

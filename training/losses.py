@@ -150,6 +150,8 @@ def computes_losses(
         autocast: the type of matrix products where it is not the weights'.
     """
     plain, head = model.forward, model.get_output_embeddings()
+    if getattr(model.config, "output_router_logits", False):
+        _router_weight(model.config)
 
     def precision() -> Any:
         if autocast is None:
@@ -175,7 +177,7 @@ def computes_losses(
     return model
 
 
-def _of_routers(found: Any, config: Any, labels: torch.Tensor) -> torch.Tensor | float:
+def _of_routers(found: Any, config: Any, labels: torch.Tensor) -> Any:
     """What a mixture of experts adds for their being used alike, where its configuration asks (output_router_logits).
 
     It is a mean over the tokens of a micro-batch, times their number, as all losses here; so it depends on the cut.
@@ -183,7 +185,15 @@ def _of_routers(found: Any, config: Any, labels: torch.Tensor) -> torch.Tensor |
     balance = getattr(found, "aux_loss", None)
     if balance is None:
         return 0.0
-    return config.router_aux_loss_coef * balance * (labels != IGNORED).sum()  # type: ignore[no-any-return]
+    return _router_weight(config) * balance * (labels != IGNORED).sum()
+
+
+def _router_weight(config: Any) -> float:
+    """Of the loss of routers; ValueError where a configuration does not name it as others do."""
+    for name in ("router_aux_loss_coef", "aux_loss_coef"):
+        if hasattr(config, name):
+            return float(getattr(config, name))
+    raise ValueError(f"a {config.model_type} has no router_aux_loss_coef; give output_router_logits false")
 
 
 def _head_computes_losses(head: Any, chunk_tokens: int, z_loss: float, autocast: torch.dtype | None) -> None:

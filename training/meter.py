@@ -75,14 +75,15 @@ class Meter:
         self._tell(row, int(row["step"]))
         self._show(row, int(row["step"]))
 
-    def complete(self, figures: Row) -> None:
-        """Add to the last row, of a step at which a run was stopped, what was found of that step since."""
+    def complete(self, step: int, figures: Row) -> None:
+        """Add to the row of the last step, at which a run was stopped, what was found of that step since."""
+        rows = [row | figures if row["step"] == step else row for row in read_metrics(self._metrics)]
         self._file.close()
-        *rows, last = read_metrics(self._metrics)
-        write_metrics(self._metrics, [*rows, last | figures])
+        write_metrics(self._metrics, rows)
         self._file = self._metrics.open("a")
-        self._tell(figures, int(last["step"]))
-        self._show(last | figures, int(last["step"]))
+        self._tell(figures, step)
+        if rows and rows[-1]["step"] == step:
+            self._show(rows[-1], step)
 
     @property
     def seconds_per_step(self) -> float:

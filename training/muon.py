@@ -28,6 +28,10 @@ def mend(optimizer: Any) -> None:
         _norm_before(optimizer, "_apply_muon_to_accumulated_grads", "_get_norm_groups", combine_grad_norm_groups)
     elif getattr(optimizer, "cpu_offload", False):
         _norm_before(optimizer, "_apply_muon_updates_cpu_offload", "scaled_global_norm", lambda norm: norm)
+    elif hasattr(optimizer, "_prepare_muon_updates"):  # BF16_Optimizer, which takes the norm before
+        prepare = optimizer._prepare_muon_updates
+        refuses = lambda: optimizer.refuses(float(optimizer._global_grad_norm))  # noqa: E731
+        optimizer._prepare_muon_updates = lambda: None if refuses() else prepare()
     elif hasattr(optimizer, "get_flat_partition"):
         _widen_sums(optimizer)
         _norms_of_parts(optimizer)

@@ -32,7 +32,10 @@ def size_of_module(module: Any) -> Size:
     named = module.named_modules()
     looked_up += [one.weight for name, one in named if name.rsplit(".", 1)[-1] in ("wpe", "position_embeddings")]
     every = _count(module.parameters())
-    idle = _count(one for name, one in module.named_parameters() if ".experts." in name) * (1 - _share_met(config))
+    experts, share = _experts(config)
+    idle = (1 - share) * _count(
+        one for name, one in module.named_parameters() if ".experts." in name or _is_of_all(one, experts)
+    )
     multiplied = every - _count(looked_up) - round(idle)
     return Size(every, multiplied, config.num_hidden_layers, config.hidden_size)
 
@@ -52,11 +55,17 @@ def encoder_decoder_flops(module: Any, read: int, written: int) -> float:
     return 6.0 * products + 12.0 * config.num_heads * config.d_kv * pairs
 
 
-def _share_met(config: Any) -> float:
-    """Share of a model's experts that each token goes through."""
-    experts = next((getattr(config, name) for name in EXPERTS if getattr(config, name, None)), None)
+def _experts(config: Any) -> tuple[int, float]:
+    """How many experts a model has, and the share of them that each token goes through."""
+    experts = next((getattr(config, name) for name in EXPERTS if getattr(config, name, None)), 0)
     met = getattr(config, "num_experts_per_tok", None)
-    return min(1.0, met / experts) if experts and met else 1.0
+    return experts, min(1.0, met / experts) if experts and met else 1.0
+
+
+def _is_of_all(parameter: Any, experts: int) -> bool:
+    """Whether a parameter holds one matrix for each expert."""
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return len(shape) == 3 and shape[0] == experts
 
 
 def _count(parameters: Iterable[Any]) -> int:

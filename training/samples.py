@@ -73,7 +73,7 @@ class Samples:
         if written is None or not processes.is_first:
             return written is not None
         rows = [{"step": step, "prompt": prompt, "completion": text} for prompt, text in written]
-        before = [row for row in read_samples(self._path) if row["step"] <= self._step]
+        before = [row for row in read_samples(self._path) if row["step"] <= self._step and row["step"] < step]
         self._step = step
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in before + rows))

@@ -111,7 +111,8 @@ def main(
         on_nan: a step whose gradient is not finite is skipped and counted; after bad_steps of them in a row the run
             goes back to the last checkpoint and leaves that data out (rewind), or ends (skip). stop: ends at once.
         bad_steps: in a row, after which on_nan decides.
-        spike_factor: a gradient norm above that many times the running median is as bad as NaN; 0 = never.
+        spike_factor: a gradient norm above that many times the running median, or what it is clipped to where that is
+            larger, is as bad as NaN; 0 = never.
         watch: what the run shows of itself.
         resume: auto goes on from the last complete checkpoint; never refuses a folder that holds a run.
         deepspeed: DeepSpeed configuration, of ZeRO only; the rest is decided here.
@@ -268,7 +269,8 @@ def loop(
         if figures is None:
             return Outcome.STOPPED, step
         if meter:
-            meter.complete(figures)
+            meter.complete(step, figures)
+        job.checkpoints.record_loss(last, figures["validation_loss"], everyone)
     left_off = False
     while step < plan.max_steps:
         begun = time.monotonic()
