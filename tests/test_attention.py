@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from training import objectives
-from training.attention import FUSED, refuse_other_reading, use_fused
+from training.attention import FUSED, refuse_other_reading, separate_cross_attention, use_fused
 from training.config import Model, Objective
 from training.micro_batch import MicroBatch
 from training.model import build, configuration
@@ -94,7 +94,7 @@ def test_documents_are_refused_where_nothing_would_keep_them_apart():
     model = model_of(SHAPES[1])
     model.config._attn_implementation_internal = "flash_attention_2"
     with pytest.raises(ValueError, match="needs a mask, which flash_attention_2 does not take"):
-        use_fused(model, Objective(), "document", in_16_bits=True)
+        refuse_other_reading(model, Objective(), "document")
 
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -110,20 +110,22 @@ BY_NAME = {
 }
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_masked_model_is_asked_whether_it_heeds_the_mask_of_documents(implementation):
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("kind", ["masked", "spans"])
+def test_model_is_asked_whether_it_heeds_the_masks_of_documents(kind, implementation):
     """An eager one adds a mask to the scores, which one of True and False must not be."""
-    objective = Objective("masked")
+    objective = Objective(kind)
     config = objectives.configuration(
         objective, Model(hidden_size=32, heads=2), vocab_size=VOCABULARY, context_tokens=LENGTH, end_of_text_id=END
     )
     model = build(config, seed=0)
     model.set_attn_implementation(implementation)
     refuse_other_reading(model, objective, "sequence")
+    separate_cross_attention(model, objective, "document")
     if implementation == "sdpa":
         refuse_other_reading(model, objective, "document")
         return
-    with pytest.raises(ValueError, match="model bert does not keep documents apart; use --attention sequence"):
+    with pytest.raises(ValueError, match=f"needs a mask, which {implementation} does not take here; leave"):
         refuse_other_reading(model, objective, "document")
 
 
