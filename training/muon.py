@@ -28,10 +28,8 @@ def mend(optimizer: Any) -> None:
         _norm_before(optimizer, "_apply_muon_to_accumulated_grads", "_get_norm_groups", combine_grad_norm_groups)
     elif getattr(optimizer, "cpu_offload", False):
         _norm_before(optimizer, "_apply_muon_updates_cpu_offload", "scaled_global_norm", lambda norm: norm)
-    elif hasattr(optimizer, "_prepare_muon_updates"):  # BF16_Optimizer, which takes the norm before
-        prepare = optimizer._prepare_muon_updates
-        refuses = lambda: optimizer.refuses(float(optimizer._global_grad_norm))  # noqa: E731
-        optimizer._prepare_muon_updates = lambda: None if refuses() else prepare()
+    elif hasattr(optimizer, "_prepare_muon_updates"):
+        _leave_out_refused(optimizer)
     elif hasattr(optimizer, "get_flat_partition"):
         _widen_sums(optimizer)
         _norms_of_parts(optimizer)
@@ -67,6 +65,17 @@ def _norm_before(optimizer: Any, update: str, norm: str, total: Callable[[Any], 
             plain_update()
 
     setattr(optimizer, update, updated)
+
+
+def _leave_out_refused(optimizer: Any) -> None:
+    """Have a BF16_Optimizer, which takes the norm before by itself, leave momenta as they were where it is refused."""
+    prepare = optimizer._prepare_muon_updates
+
+    def prepared() -> None:
+        if not optimizer.refuses(float(optimizer._global_grad_norm)):
+            prepare()
+
+    optimizer._prepare_muon_updates = prepared
 
 
 def _norms_of_parts(optimizer: Any) -> None:
