@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from training.job import Job
     from training.meter import Meter, Row
     from training.processes import Processes
+    from training.samples import Samples
 
 DEFAULTS = Recipe(Model(), Batch(), Optimizer(), Schedule(), seed=0)
 DEFAULT_WATCH, DEFAULT_TOLERANCE = Watch(), Tolerance()
@@ -254,18 +255,8 @@ def loop(
     recipe, plan, chain = job.plan.recipe, job.plan, last.chain if last else Chain()
     step = chain.step
     gauges, samples = Gauges(engine, job.training, everyone, recipe.objective), job.samples(step)
-
-    def evaluated() -> "Row | None":
-        """Held-out figures and samples of the step; None if one was asked to stop."""
-        assert job.evaluation is not None
-        found = steps.evaluate(engine, job.evaluation, everyone, stops_all)
-        return found if found and samples.write(engine, everyone, step, stops_all) else None
-
-    def stops_all() -> bool:
-        return everyone.total([stop.came])[0] > 0
-
     if last is not None and last.validation_loss is None and job.is_to_evaluate(step, plan.max_steps):
-        figures = evaluated()
+        figures = _evaluated(job, engine, everyone, samples, step, stop)
         if figures is None:
             return Outcome.STOPPED, step
         if meter:
@@ -287,7 +278,7 @@ def loop(
         row |= gauges.read(recipe.batch.tokens, job.training.length_at(plan.consumed(step)), row["seconds"])
         row |= guard.settle(engine, refused > 0) | plan.rewinds_told(step)
         if job.is_to_evaluate(step, plan.max_steps):
-            figures = None if stops else evaluated()
+            figures = None if stops else _evaluated(job, engine, everyone, samples, step, stop)
             left_off = figures is None
             row |= figures or {}
         if meter:
@@ -305,6 +296,19 @@ def loop(
             break
     job.checkpoints.finish(everyone)
     return Outcome.FINISHED if step == plan.max_steps and not left_off else Outcome.STOPPED, step
+
+
+def _evaluated(
+    job: "Job", engine: "DeepSpeedEngine", everyone: "Processes", samples: "Samples", step: int, stop: StopRequest
+) -> "Row | None":
+    """Held-out figures and samples of a step; None if one process was asked to stop meanwhile."""
+    assert job.evaluation is not None
+
+    def stops() -> bool:
+        return everyone.total([stop.came])[0] > 0
+
+    found = steps.evaluate(engine, job.evaluation, everyone, stops)
+    return found if found and samples.write(engine, everyone, step, stops) else None
 
 
 def _gave_up(job: "Job", row: "Row") -> tuple[Outcome, int]:
