@@ -200,6 +200,18 @@ def test_chunks_have_loss_and_gradients_of_the_whole(chunk, z_loss, biased):
         torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
 
 
+def test_gradients_of_chunks_in_bf16_are_scaled_in_fp32():
+    """A scale that is rounded to bf16 would make all of them too large by the same part."""
+    hidden = torch.randn(64, 8).bfloat16().requires_grad_()
+    weight, labels, scale = torch.randn(30, 8).bfloat16(), torch.randint(0, 30, (64,)), torch.tensor(1 / 196_608)
+    for factor in (1.0, scale):
+        total, _ = ChunkedLosses.apply(hidden, weight, None, labels, 16, 0.0, True)
+        (total * factor).backward()
+        if factor == 1.0:
+            whole, hidden.grad = hidden.grad.float(), None
+    assert torch.equal(hidden.grad, (whole * scale).bfloat16())
+
+
 def test_chunks_never_hold_the_logits_of_all_tokens():
     tokens, hidden_size, vocabulary = 512, 8, 4000
     hidden, weight = torch.randn(tokens, hidden_size), torch.randn(vocabulary, hidden_size, requires_grad=True)

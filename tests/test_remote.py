@@ -1,5 +1,6 @@
 """Shards in remote storage, by file:// and by S3 from a server of moto: tokens, the bound of the cache, damage."""
 
+import errno
 import json
 import os
 import shutil
@@ -163,6 +164,38 @@ def test_remote_damage_and_loss_are_named(folder, tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match=r"file:.*train-3.arrow is missing"):
         read_all(stream)
+
+
+def test_a_store_that_refuses_for_a_while_is_waited_for(folder, tmp_path, monkeypatch, caplog):
+    stream, waits, left = storage(folder, tmp_path).streams("train")[0], [], [3]
+    usual = remote.Cache._copy
+
+    def refusing(cache, name, checksum=""):
+        if left[0]:
+            left[0] -= 1
+            raise OSError("When reading: AWS Error SLOW_DOWN")
+        usual(cache, name, checksum)
+
+    monkeypatch.setattr(remote.Cache, "_copy", refusing)
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    verify(stream)
+    assert waits == [1, 2, 4]
+    assert f"{folder.as_uri()}/train-0.arrow: When reading: AWS Error SLOW_DOWN; again in 4 s" in caplog.text
+    (other,) = storage(folder, tmp_path / "other").streams("train")
+    left[0] = 1000
+    with pytest.raises(OSError, match="SLOW_DOWN"):
+        other.check(0)
+
+
+def test_a_file_system_without_locks_is_told_in_a_line(folder, tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(remote.fcntl, "flock", flock)
+    with pytest.raises(
+        ValueError, match=r"knows no locks \(Function not implemented\); give --cache a folder on a disk"
+    ):
+        storage(folder, tmp_path)
 
 
 def test_a_copy_that_was_damaged_is_fetched_anew(folder, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from training import run_lock
 from training.run_lock import LOCK, held
 
-ALONE = SimpleNamespace(is_first=True, from_first=lambda value: value)
+ALONE = SimpleNamespace(is_first=True, from_first=lambda value: value, gathered=lambda value: [value])
 GOES_ON, STOPPED = SimpleNamespace(came=False), SimpleNamespace(came=True)
 
 
@@ -116,3 +116,25 @@ def test_folder_that_cannot_be_made_is_a_line(tmp_path):
         held(tmp_path / "file" / "run", ALONE, GOES_ON),
     ):
         pass
+
+
+def test_folder_that_is_another_one_on_another_machine_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "SEEN_SECONDS", 0.3)
+    first = {"machine": "first", "process": 7, "started": "then"}
+    second = SimpleNamespace(
+        is_first=False, from_first=lambda value: (None, False, first), gathered=lambda own: [True, own]
+    )
+    (tmp_path / "run").mkdir()
+    for written in (None, first | {"machine": "third"}):
+        if written:
+            (tmp_path / "run" / LOCK).write_text(json.dumps(written))
+        with (
+            pytest.raises(
+                ValueError, match=r"process 1 does not see what process 0 writes to .*/run; choose an --output"
+            ),
+            held(tmp_path / "run", second, GOES_ON),
+        ):
+            pass
+    (tmp_path / "run" / LOCK).write_text(json.dumps(first))
+    with held(tmp_path / "run", second, GOES_ON) as is_held:
+        assert is_held

@@ -121,6 +121,30 @@ print(min(seconds), few, many, maps(), MAX_MAPS)
     assert many - few < 12_000, (few, many)  # KiB: of each shard that was touched its layout, some 600 bytes
 
 
+@pytest.mark.parametrize(("most", "found"), [(7, True), (0, False)])
+def test_reads_that_give_less_than_was_asked_for_are_gone_on_with(tmp_path, monkeypatch, most, found):
+    """As POSIX allows, and network file systems do; a file that ends is named."""
+    save(tmp_path, write_shards(tmp_path, [[list(range(300))] * 2] * 3))
+    monkeypatch.setattr(token_stream, "MAX_MAPS", 1)
+    stream, usual = TokenStream(tmp_path), os.preadv
+    stream.read(0, np.empty(2, stream.dtype))  # maps the first shard, so that others are read
+    reads = []
+
+    def preadv(descriptor, buffers, place):
+        reads.append(place)
+        return usual(descriptor, [buffers[0][:most]], place)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    out = np.empty(100, stream.dtype)
+    if not found:
+        with pytest.raises(ValueError, match=r"shard .*s-1.arrow ends at byte \d+; write the shards again"):
+            stream.read(700, out)
+        return
+    stream.read(700, out)
+    assert out.tolist() == list(range(100, 200))
+    assert len(reads) == -(-100 * out.itemsize // most)
+
+
 def test_any_arrow_reader_opens_a_shard(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "BATCH_TOKENS", 10)
     documents = [list(range(length)) for length in (0, 3, 1, 12, 7, 0, 9, 2)]

@@ -70,11 +70,15 @@ def test_script_is_sound():
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "requeued"),
-    [("75", "0", True), ("138", "0", True), ("75", "1000", False), ("0", "0", False), ("1", "0", False)],
+    ("code", "restarts", "worth", "requeued"),
+    [
+        *(("75", "0", "1800", True), ("138", "0", "1800", True), ("75", "1000", "1800", False)),
+        *(("0", "0", "0", False), ("1", "0", "0", False), ("134", "0", "1800", False), ("134", "0", "0", True)),
+    ],
 )
-def test_job_queues_again_on_the_code_of_a_saved_run_alone(batch, tmp_path, code, restarts, requeued):
-    job = batch(["--output", "a run"], CODE=code, PYTHON="task", SLURM_RESTART_COUNT=restarts)
+def test_job_queues_again_where_its_run_goes_on(batch, tmp_path, code, restarts, worth, requeued):
+    """After 75, and where a process was killed that had trained for long."""
+    job = batch(["--output", "a run"], CODE=code, PYTHON="task", SLURM_RESTART_COUNT=restarts, WORTH_SECONDS=worth)
     assert job.wait(20) == int(code)
     assert calls(tmp_path) == ("requeue 21234\n" if requeued else "")
     shared = ["LOCAL_SIZE=2", "MASTER_ADDR=127.0.0.1", "MASTER_PORT=21234"]

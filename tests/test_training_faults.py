@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from small_runs import LIMIT_SECONDS, SHORT, finish, started, wait_for_step, words
+from small_runs import LIMIT_SECONDS, SHORT, finish, metrics, started, train, wait_for_step, words
 from small_shards import make_shards, make_tokenizer
 
 
@@ -169,3 +169,35 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_lives_and_not_after
     with started(shards, run, SHORT | {"overwrite": "true"}, 1) as third:
         (code,), (printed,) = finish(third)
     assert code == 0, printed
+
+
+def test_overwriting_is_done_once_by_a_job_that_is_queued_again(shards, tmp_path, monkeypatch):
+    """The same command, `--overwrite` and all, goes on after a restart; another job begins anew."""
+    run, steps = tmp_path / "run", {"max_steps": 6, "overwrite": "true", "schedule.final_fraction": 0.1}
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    train(shards, run, SHORT | steps, 1)
+    train(shards, run, SHORT | steps, 1)
+    assert json.loads((run / "plan.json").read_text())["begun_by"] == "77"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    train(shards, run, SHORT | steps | {"max_steps": 8}, 1)
+    assert [row["step"] for row in metrics(run) if "resumed" in row] == [7]
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    train(shards, run, SHORT | steps | {"max_steps": 8}, 1)
+    assert not [row for row in metrics(run) if "resumed" in row]
+    (run / "checkpoints").rename(tmp_path / "lost")
+    before = (run / "metrics.jsonl").read_bytes()
+    with started(shards, run, SHORT | steps | {"max_steps": 10, "overwrite": "false"}, 1) as jobs:
+        (code,), (printed,) = finish(jobs)
+    assert (code, printed.count("\n")) == (1, 1)
+    assert f"{run}/checkpoints holds no checkpoint, though its run had some; put them back, or begin anew" in printed
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_more_steps_at_a_learning_rate_of_nothing_are_refused(shards, tmp_path):
+    run, options = tmp_path / "run", SHORT | {"max_steps": 4, "schedule.final_fraction": 0}
+    train(shards, run, options, 1)
+    with started(shards, run, options | {"max_steps": 8}, 1) as jobs:
+        (code,), (printed,) = finish(jobs)
+    assert (code, printed.count("\n")) == (1, 1)
+    assert "the run is at its end, step 4, and its learning rate at 0, where it would stay; train on from" in printed
+    assert [row["step"] for row in metrics(run)] == [1, 2, 3, 4]

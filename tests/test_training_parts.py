@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training import durable
-from training.checkpoint import Checkpoint, Checkpoints, Retention
+from training.checkpoint import Checkpoint, Checkpoints
 from training.config import Batch, Model, Optimizer, Recipe, Schedule
 from training.durable import damage, describe, write_durably
 from training.guard import Record
@@ -22,6 +22,7 @@ from training.job import _ending
 from training.meter import Meter, clock, read_metrics, validation_figures, write_metrics
 from training.model import build, configuration, count_parameters
 from training.optimizer import learning_rate, parameter_groups, progress
+from training.retention import Retention
 from training.run_folder import Plan, Rewind, RunFolder
 from training.sample_chain import RECOMPUTED_SAMPLES, Chain
 from training.saving import _copied
@@ -267,7 +268,7 @@ def test_only_complete_checkpoints_count(tmp_path):
     assert checkpoints.latest_complete() == replace(CHECKPOINT, step=40)
     checkpoints.remove_incomplete()
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["step_00000020", "step_00000040", "step_00000070"]
+    assert names == ["step_00000020", "step_00000040", "step_00000060", "step_00000070"]
 
 
 @pytest.mark.parametrize(

@@ -115,14 +115,23 @@ class TokenStream:
         if shard_map is None:
             if count <= SHORT_TOKENS and len(self._maps) >= MAX_MAPS:
                 with _opened(self._paths[number], self.shards[number]) as descriptor:
-                    tokens: TokenArray = np.empty(count, self.dtype)
-                    os.preadv(descriptor, [tokens.data], place)
-                    return tokens
+                    return self._copy(number, descriptor, place, count)
             with _opened(self._paths[number], self.shards[number]) as descriptor:
                 shard_map = self._map(number, descriptor)
         elif count > SHORT_TOKENS:
             self._maps.move_to_end(number)
         return np.frombuffer(shard_map, self.dtype, count, place)
+
+    def _copy(self, number: int, descriptor: int, place: int, count: int) -> TokenArray:
+        """A run read from a shard's file, in as many reads as the file system takes for it."""
+        tokens: TokenArray = np.empty(count, self.dtype)
+        left = tokens.data.cast("B")
+        while left:
+            read = os.preadv(descriptor, [left], place)
+            if not read:
+                raise ValueError(f"shard {self._paths[number]} ends at byte {place}; {_REMEDY}")
+            left, place = left[read:], place + read
+        return tokens
 
     def _map(self, number: int, descriptor: int) -> mmap.mmap:
         """Map a shard whose layout is known; the longest unused map beyond MAX_MAPS goes."""

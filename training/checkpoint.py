@@ -1,17 +1,21 @@
 """Checkpoints that are complete or absent: DeepSpeed's files, made durable, then a marker that says what they are.
 
 A checkpoint is `checkpoints/step_00001000/`: DeepSpeed's files go into `step_00001000.partial` while training goes on,
-each process flushes what it wrote to the disk and takes its checksum, the folder is renamed, and `complete.json`,
-which holds the checksums, is written last. A folder without the marker does not count and is removed by the next run;
-one with a file that is not as it was written is found before it is used, and the checkpoint before it is used instead.
+each process flushes what it wrote to the disk and takes its checksum, `complete.json`, which holds the checksums, is
+written last, and the folder gets its name. What has another name does not count and is removed by the next run. One
+with a file that is not as it was written is found before it is used; the checkpoint before it is used instead, and it
+is kept under another name, since it may be the machine that reads it wrongly.
 The randomness of a step is keyed by the seed and the step (see `steps.seed_step`), so the marker's integers are the
 whole state of the random generators and of the data.
 """
 
+import contextlib
+import itertools
 import json
 import logging
-import math
+import re
 import shutil
+import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +25,7 @@ from training import restoring
 from training.durable import PARTIAL, FileRecord, damaged, write_durably
 from training.guard import Record
 from training.processes import Processes
+from training.retention import Retention
 from training.sample_chain import Chain
 from training.saved_parameters import SavedParameters
 from training.saving import Saving
@@ -29,6 +34,10 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 MARKER = "complete.json"
+REMOVED, DAMAGED = ".removed", ".damaged"
+# How long a fault is slept over before another process looks again, and a file that one process wrote is waited for by
+# another: file systems that machines share may tell each of them of an older state, NFS by default up to 60 s.
+AGAIN_SECONDS, SEEN_SECONDS, LOOK_SECONDS = 3.0, 90.0, 0.5
 log = logging.getLogger("train")
 
 
@@ -95,41 +104,6 @@ class Checkpoint:
             )
 
 
-@dataclass(frozen=True)
-class Retention:
-    """Which checkpoints stay when a new one is complete: the newest, and of those to go back to as many as are asked.
-
-    A run that is stopped among bad steps saves the last of them, to go on with and not to go back to.
-
-    Args:
-        last: how many of the newest that no bad step had just come before.
-        best: whether the one of the lowest held-out loss stays, of those that were saved at an evaluation.
-        every: those at multiples of so many steps stay for good; 0 = none.
-    """
-
-    last: int = 1
-    best: bool = True
-    every: int = 0
-
-    def __post_init__(self) -> None:
-        if self.last < 1:
-            raise ValueError(f"keep_checkpoints {self.last} is below 1; a run needs its last checkpoint")
-        if self.every < 0:
-            raise ValueError(f"keep_every {self.every} is below 0; 0 keeps none for good")
-
-    def dropped(self, complete: list[Checkpoint]) -> list[Checkpoint]:
-        """Those of `complete` (oldest first) that go."""
-        sound = [checkpoint for checkpoint in complete if not checkpoint.guard.in_a_row]
-        kept = {checkpoint.step for checkpoint in (*complete[-1:], *sound[-self.last :])}
-        if self.every:
-            kept |= {checkpoint.step for checkpoint in complete if checkpoint.step % self.every == 0}
-        losses = {checkpoint.step: checkpoint.validation_loss for checkpoint in complete}
-        evaluated = {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
-        if self.best and evaluated:
-            kept.add(min(evaluated, key=lambda step: (evaluated[step], step)))
-        return [checkpoint for checkpoint in complete if checkpoint.step not in kept]
-
-
 class Checkpoints:
     """The checkpoints of one run, in a folder that all processes see.
 
@@ -148,42 +122,81 @@ class Checkpoints:
 
     def complete(self) -> list[Checkpoint]:
         """All complete checkpoints, oldest first."""
-        markers = [path for path in self.folder.glob(f"step_*/{MARKER}") if not path.parent.suffix]
-        found = [checkpoint for path in markers if (checkpoint := _read(path)) is not None]
-        return sorted(found, key=lambda checkpoint: checkpoint.step)
+        found = (_read(self.folder / name / MARKER) for name in self._names())
+        return [checkpoint for checkpoint in found if checkpoint is not None]
+
+    def _names(self) -> list[str]:
+        """Of all folders that were whole once, oldest first."""
+        paths = self.folder.glob("step_*")
+        return sorted(
+            (path.name for path in paths if re.fullmatch(r"step_\d+", path.name) and path.is_dir()), key=_step
+        )
 
     def latest_complete(self) -> Checkpoint | None:
         """The newest checkpoint that was written whole, or None."""
         return max(self.complete(), key=lambda checkpoint: checkpoint.step, default=None)
 
     def newest_sound(self, processes: Processes) -> Checkpoint | None:
-        """The newest checkpoint whose files are as they were written, or None; every process must call.
+        """The newest checkpoint whose files are as they were written, None if there is none; every process must call.
 
         Each process reads its share of the files, which are in memory then for loading. Newer checkpoints, which are
-        damaged, are told of and removed.
+        damaged, are told of and set aside under another name.
+
+        Raises:
+            ValueError: on all processes, if all are damaged; they stay as they are.
         """
-        found = processes.from_first(self.complete())
-        while found:
-            faults = [fault for share in processes.gathered(self._faults(found[-1], processes)) for fault in share]
-            if not faults:
-                return found[-1]
-            damaged = found.pop()
-            before = f"going on from {found[-1].name}" if found else "there is none before it"
-            if processes.is_first:
-                log.warning("%s is damaged: %s; %s", damaged.name, faults[0], before)
-            if not found:
-                raise ValueError(
-                    f"{self.path(damaged)}: {faults[0]}, and there is no other checkpoint; put the file back, or "
-                    "begin anew with --overwrite"
-                )
-            self.drop(damaged, processes)
+        names, damaged = processes.from_first(self._names()), dict[str, str]()
+        while names:
+            name = names.pop()
+            fault = self._fault(name, processes)
+            if fault is None:
+                if processes.is_first:
+                    self._set_aside(damaged, name)
+                return processes.from_first(_read(self.folder / name / MARKER))  # type: ignore[no-any-return]
+            damaged[name] = fault
+        if damaged:
+            name, fault = next(iter(damaged.items()))
+            raise ValueError(
+                f"{self.folder / name}: {fault}, and there is no other that is sound; put the file back, or begin "
+                "anew with --overwrite"
+            )
         return None
 
-    def _faults(self, checkpoint: Checkpoint, processes: Processes) -> list[str]:
-        folder = self.path(checkpoint)
-        files: dict[str, FileRecord] = json.loads((folder / MARKER).read_text()).get("files", {})
-        mine = sorted(files)[processes.rank :: processes.world_size]
-        return list(damaged(folder, {name: files[name] for name in mine}, quiet=not processes.is_first))
+    def _fault(self, name: str, processes: Processes) -> str | None:
+        """What is wrong with a checkpoint, as two processes see it, on machines of their own where there are any."""
+        faults = self._faults(name, processes)
+        if not faults:
+            return None
+        time.sleep(AGAIN_SECONDS)
+        if again := self._faults(name, processes, again=faults):
+            return " ".join(next(iter(again.items())))
+        if processes.is_first:
+            log.warning("%s: %s at first, and is whole now", name, " ".join(next(iter(faults.items()))))
+        return None
+
+    def _faults(self, name: str, processes: Processes, again: dict[str, str] | None = None) -> dict[str, str]:
+        """Damaged files and what is wrong with each; those of `again` are read by another process than before."""
+        mine, folder = processes.rank, self.folder / name
+        if again is not None:
+            mine += max(1, processes.world_size // 2)
+        try:
+            files: dict[str, FileRecord] = json.loads((folder / MARKER).read_text()).get("files", {})
+            names = sorted(files)[mine % processes.world_size :: processes.world_size]
+            read = {file: files[file] for file in names if again is None or MARKER in again or file in again}
+            found = dict(damaged(folder, read, quiet=not processes.is_first))
+        except (OSError, ValueError, AttributeError) as error:
+            found = {MARKER: f"cannot be read ({error})"}
+        if processes.is_first and _read(folder / MARKER) is None:
+            found = {MARKER: "cannot be read"}
+        return {file: fault for share in processes.gathered(found) for file, fault in share.items()}
+
+    def _set_aside(self, damaged: dict[str, str], sound: str) -> None:
+        """Give damaged checkpoints a name under which they do not count, and stay."""
+        for name, fault in damaged.items():
+            names = (f"{name}{DAMAGED}-{number}" for number in itertools.count(1))
+            aside = next(other for other in names if not (self.folder / other).exists())
+            (self.folder / name).rename(self.folder / aside)
+            log.warning("%s is damaged: %s; going on from %s, and keeping it as %s", name, fault, sound, aside)
 
     def drop(self, checkpoint: Checkpoint, processes: Processes) -> None:
         """Remove a checkpoint that is not to be gone on with; every process must call."""
@@ -192,10 +205,10 @@ class Checkpoints:
         processes.wait()
 
     def remove_incomplete(self) -> None:
-        """Delete what a killed run left half-written."""
+        """Delete what a killed run left half-written, or half-removed, and nothing that somebody put there."""
         for path in self.folder.glob("step_*"):
-            if path.suffix or not (path / MARKER).is_file():
-                shutil.rmtree(path)
+            if re.fullmatch(rf"step_\d+({PARTIAL}|{REMOVED})", path.name):
+                _delete(path)
 
     def save(self, engine: "DeepSpeedEngine", checkpoint: Checkpoint, processes: Processes) -> None:
         """Begin to write a checkpoint; every process must call. It counts when `finish` has returned.
@@ -237,20 +250,27 @@ class Checkpoints:
             raise OSError(f"{checkpoint.name} cannot be written: {faults[0]}; {standing}; the same command goes on")
 
     def _complete(self, checkpoint: Checkpoint, files: dict[str, FileRecord]) -> list[str]:
-        """Give a whole checkpoint its name and its marker; why that failed, if it did."""
+        """Give a whole checkpoint its marker and its name; why that failed, if it did."""
         partial, final = self.folder / (checkpoint.name + PARTIAL), self.path(checkpoint)
+        if unseen := _unseen(partial, files):
+            return [
+                f"the first process does not see {unseen} of another; --output is to be one folder for all machines"
+            ]
         try:
             for path in (partial, *partial.rglob("*")):
                 if path.name not in files:
                     flush(path)
+            write_durably(partial / MARKER, asdict(checkpoint) | {"files": files})
             _remove(final)
             partial.rename(final)
             flush(self.folder)
-            write_durably(final / MARKER, asdict(checkpoint) | {"files": files})
         except OSError as error:
             return [str(error)]
         for old in self.retention.dropped(self.complete()):
-            _remove(self.path(old))
+            try:
+                _remove(self.path(old))
+            except OSError as error:  # the new one is whole: not worth ending the run
+                log.warning("%s cannot be removed: %s", self.path(old), error)
         return []
 
     def record_loss(self, checkpoint: Checkpoint, validation_loss: float, processes: Processes) -> None:
@@ -286,6 +306,10 @@ class Checkpoints:
         return SavedParameters(self.path(checkpoint), checkpoint.zero_stage, checkpoint.world_size)
 
 
+def _step(name: str) -> int:
+    return int(name.removeprefix("step_"))
+
+
 def _read(marker: Path) -> Checkpoint | None:
     """What a marker says; None where it cannot be read, which makes its checkpoint absent."""
     try:
@@ -295,8 +319,36 @@ def _read(marker: Path) -> Checkpoint | None:
         return None
 
 
+def _unseen(folder: Path, files: dict[str, FileRecord]) -> str | None:
+    """A file of a folder that is not there as the process that wrote it says, however long it is waited for."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    for name, record in files.items():
+        while _size(folder / name) != record["bytes"]:
+            if time.monotonic() > deadline:
+                return name
+            time.sleep(LOOK_SECONDS)
+    return None
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return -1
+
+
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint, its marker first, so that it is never half a one."""
+    """Delete a checkpoint, which does not count from the first moment on."""
+    removed = folder.with_name(folder.name + REMOVED)
     if folder.exists():
-        (folder / MARKER).unlink(missing_ok=True)
-        shutil.rmtree(folder)
+        _delete(removed)
+        folder.rename(removed)
+        _delete(removed)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder that does not count; what cannot be deleted now is tried again by the next run."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        log.warning("%s cannot be removed: %s", folder, error)

@@ -32,7 +32,7 @@ def describe(path: Path, progress: Progress | None = None) -> FileRecord:
     return {"bytes": path.stat().st_size, "xxh3_128": hasher.hexdigest()}
 
 
-def damaged(folder: Path, records: dict[str, FileRecord], *, quiet: bool = False) -> Iterator[str]:
+def damaged(folder: Path, records: dict[str, FileRecord], *, quiet: bool = False) -> Iterator[tuple[str, str]]:
     """Those files of a folder that are not as they were when `records` were written down, and what is wrong with each.
 
     Where all of them together take long, says on stderr how far it is, unless `quiet`.
@@ -41,18 +41,18 @@ def damaged(folder: Path, records: dict[str, FileRecord], *, quiet: bool = False
     progress = Progress(f"checking {folder.name}", total, gigabytes=True, quiet=quiet)
     for name, record in records.items():
         if fault := damage(folder / name, record, progress):
-            yield f"{name} {fault}"
+            yield name, fault
     progress.end()
 
 
 def damage(path: Path, record: FileRecord, progress: Progress | None = None) -> str | None:
     """What is wrong with a file of which `record` was written down, in words; None if it is as it was."""
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    if size != record["bytes"]:
-        return f"has {size:,} of {record['bytes']:,} bytes"
     try:
+        size = path.stat().st_size
+        if size != record["bytes"]:
+            return f"has {size:,} of {record['bytes']:,} bytes"
         return None if describe(path, progress) == record else "has another checksum"
+    except FileNotFoundError:
+        return "is missing"
     except OSError as error:  # of the disk
         return f"cannot be read: {error.strerror}"

@@ -132,7 +132,8 @@ def _fault(path: Path, checkpoint: Checkpoint) -> str | None:
     """The first file with weights of a checkpoint that is not as it was written, and how it differs."""
     files: dict[str, FileRecord] = json.loads((path / MARKER).read_text()).get("files", {})
     read = sorted(files) if checkpoint.zero_stage == 3 else [name for name in files if name == WEIGHTS]
-    return next(damaged(path, {name: files[name] for name in read}), None)
+    faults = damaged(path, {name: files[name] for name in read})
+    return next((f"{name} {fault}" for name, fault in faults), None)
 
 
 def read_weights(checkpoints: Path, checkpoint: Checkpoint) -> dict[str, "torch.Tensor"]:

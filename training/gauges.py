@@ -33,7 +33,7 @@ class Gauges:
 
     def __init__(self, engine: Any, batches: "ReadAhead", processes: "Processes", objective: "Objective") -> None:
         self._batches = batches
-        self._device, self._split = processes.device, TimeSplit(processes.device)
+        self._processes, self._device, self._split = processes, processes.device, TimeSplit(processes.device)
         self._files, self._most = mapped_bytes(), 0
         self._flops = functools.cache(lambda length: flops_per_token(engine.module, length, objective))
         self._split.watch_engine(engine, innermost_optimizer(engine))
@@ -47,20 +47,29 @@ class Gauges:
         self._split.seconds()
         self._batches.take_wait()
 
-    def read(self, tokens: int, sequence_length: int, seconds: float) -> "Row":
+    def waits(self) -> list[float]:
+        """This process's wait for data since the step began, in its place among zeros for the others."""
+        waits = [0.0] * self._processes.world_size
+        waits[self._processes.rank] = self._batches.take_wait()
+        return waits
+
+    def read(self, tokens: int, sequence_length: int, seconds: float, waits: list[float]) -> "Row":
         """The figures of the step that just ended. Backward is what no other part accounts for.
 
         Args:
             tokens: that all processes trained on together.
             sequence_length: of the rows that they were in.
             seconds: from the step's begin to its end.
+            waits: for data, of every process: one that waits has all others wait for it.
         """
-        waited, parts = self._batches.take_wait(), self._split.seconds()
+        waited, parts, longest = waits[self._processes.rank], self._split.seconds(), max(waits)
         rest = max(0.0, seconds - waited - sum(parts.values()))
         return {
             "mfu": round(tokens * self._flops(sequence_length) / seconds / self.peak, 5),
             "memory_bytes": self._memory(),
             "data_wait_seconds": round(waited, 6),
+            "longest_data_wait_seconds": round(longest, 6),
+            "longest_data_wait_process": waits.index(longest),
             "forward_seconds": round(parts["forward"], 5),
             "backward_seconds": round(rest, 5),
             "optimizer_seconds": round(parts["optimizer"], 5),

@@ -11,15 +11,17 @@ from tokenizer.encode import Encoder
 from tokenizer.shards import ShardIndex
 from training.attention import takes_borders
 from training.batches import EvaluationBatches, TrainingBatches
-from training.checkpoint import Checkpoint, Checkpoints, Retention
+from training.checkpoint import Checkpoint, Checkpoints
 from training.config import Recipe
 from training.engine import zero_stage
 from training.guard import Record, Tolerance
-from training.meter import require_wandb
+from training.meter import read_metrics, require_wandb
 from training.objectives import prediction, refuse_other_model
+from training.optimizer import learning_rate
 from training.processes import Processes
 from training.read_ahead import ReadAhead
-from training.run_folder import Plan, Rewind, RunFolder, find_tokenizer
+from training.retention import Retention
+from training.run_folder import Plan, Rewind, RunFolder, find_tokenizer, this_job
 from training.sample_chain import Chain
 from training.samples import Samples
 from training.sources import CheckedStream, Storage
@@ -181,10 +183,22 @@ class Job:
     def last_checkpoint(self, processes: Processes) -> Checkpoint | None:
         """Where to go on from, checked; every process must call. ValueError if this run cannot."""
         last = self.checkpoints.newest_sound(processes) if self.begun else None
+        if last is None and self.begun and processes.from_first(processes.is_first and self._had_checkpoints()):
+            raise ValueError(
+                f"{self.checkpoints.folder} holds no checkpoint, though its run had some; put them back, or begin "
+                "anew with --overwrite"
+            )
         if last is not None:
             last.refuse_other(self.checkpoint(last.step, processes))
             last.chain.refuse_other(self.numbers)
         return last
+
+    def _had_checkpoints(self) -> bool:
+        """Whether a run that has no checkpoints must have lost them: it came to its end, or too far without."""
+        if any(rewind.to_step == 0 for rewind in self.plan.rewinds):
+            return False
+        steps = [row["step"] for row in read_metrics(self.folder.metrics)]
+        return self.folder.summary is not None or max(steps, default=0) > 2 * self.intervals.checkpoint_every
 
     def rewound(self, step: int, skipped: int, processes: Processes) -> "Job":
         """The job after a step at which it gave up: back at a checkpoint from before the trouble, on other data.
@@ -246,7 +260,7 @@ def prepare(
     found = _found(folder, checkpoints)
     plan, last, _ = found if begun else (None, None, None)
     if plan is None:
-        plan = Plan(recipe, fingerprint, index.vocab_size, index.end_of_text_id, planned=())
+        plan = Plan(recipe, fingerprint, index.vocab_size, index.end_of_text_id, planned=(), begun_by=this_job())
     if recipe.model.config:
         plan.model_config()  # which refuses what is none
     if length.budget_seconds is None:
@@ -305,6 +319,20 @@ def _ending(plan: Plan, max_steps: int, taken: int) -> Plan:
         )
     if max_steps == plan.max_steps:
         return plan
+    if taken and taken == plan.max_steps:
+        _refuse_no_rate(plan.ending(taken, max_steps), taken)
     # What was planned at steps that are lost, with the checkpoints of then, holds no more.
     kept = tuple(pair for pair in plan.planned if pair[0] <= taken)
     return replace(plan, planned=kept or plan.planned).ending(taken, max_steps)
+
+
+def _refuse_no_rate(plan: Plan, taken: int) -> None:
+    """ValueError where steps after the end of a run would change nothing, as its learning rate has come to 0."""
+    peak = plan.recipe.optimizer.learning_rate
+    rate = learning_rate(taken + 1, plan.planned, peak, plan.recipe.schedule)
+    if not rate:
+        raise ValueError(
+            f"the run is at its end, step {taken}, and its learning rate at 0, where it would stay; train on from its "
+            "export in another --output (--from_pretrained), or with a schedule.final_fraction above 0 from the start"
+        )
+    log.info("the learning rate of the steps after %d: %.2e, as at the end", taken, rate)

@@ -92,7 +92,7 @@ class ChunkedLosses(torch.autograd.Function):
         of_hidden, of_weight, of_bias = ctx.saved_tensors
         scale, (weight_dtype, bias_dtype) = gradients[0], ctx.dtypes
         in_bias = None if of_bias is None else (of_bias * scale).to(bias_dtype)
-        in_hidden = (of_hidden * scale.to(of_hidden.dtype)).to(of_hidden.dtype)
+        in_hidden = (of_hidden.float() * scale).to(of_hidden.dtype)
         return in_hidden, (of_weight * scale).to(weight_dtype), in_bias, None, None, None, None
 
 

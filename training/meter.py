@@ -68,8 +68,11 @@ class Meter:
         if self._resumed and "rewound_from" not in row:  # going back is told as such
             row["resumed"] = 1
         self._resumed = False
-        self._file.write(_line(row))
-        self._file.flush()
+        try:
+            self._file.write(_line(row))
+            self._file.flush()
+        except OSError as error:
+            raise OSError(f"{self._metrics} cannot be written: {error.strerror}; the same command goes on") from error
         self.seconds += row["seconds"]
         self._recent.append(row["seconds"])
         self._tell(row, int(row["step"]))
@@ -136,7 +139,7 @@ def _figures(row: Row) -> list[str]:
         ("tokens_per_second", "{:,.0f} tokens/s", 1),
         ("mfu", "MFU {:.1f} %", 100),
         ("memory_bytes", "{:.2f} GB", 1e-9),
-        ("data_wait_seconds", "data {:.1f} %", 100 / (row["seconds"] or 1)),
+        ("longest_data_wait_seconds", "data {:.1f} %", 100 / (row["seconds"] or 1)),
     ]
     return [form.format(row[name] * factor) for name, form, factor in told if name in row]
 

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 MOST_THREADS = 4096
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 FIRST_SPEAKS_SECONDS = 3.0
+LONGEST_WAIT = timedelta(minutes=30)  # for each other; a slow file system keeps some busy for long
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def join(local_rank: int, threads: int, precision: str = "auto") -> Processes:
     if not on_gpu:
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
     try:
-        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False, timeout=LONGEST_WAIT)
     except torch.distributed.DistNetworkError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).splitlines()[0]

@@ -5,11 +5,15 @@ copies make room. A copy that is there from before is hashed once, and fetched a
 All processes of a machine share the folder: one copies or hashes at a time, under a lock.
 """
 
+import errno
 import fcntl
+import logging
 import os
 import queue
 import re
+import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +30,9 @@ from tokenizer.shards import INDEX_NAME, Shard
 from training.durable import damage
 from training.sources import CheckedStream
 
-BLOCK_BYTES, ATTEMPTS = 1 << 20, 8
+# A request for each block, as object stores answer them; their refusals are waited out for some two minutes.
+BLOCK_BYTES, ATTEMPTS, PATIENCE_SECONDS = 1 << 25, 8, (1, 2, 4, 8, 16, 32, 64)
+log = logging.getLogger("train")
 
 
 def is_remote(place: str) -> bool:
@@ -118,7 +124,7 @@ class Cache:
         if damage(path, {"bytes": shard.file_bytes, "xxh3_128": shard.xxh3_128}):
             path.unlink(missing_ok=True)
             self._make_room(shard.file_bytes)
-            self._copy(shard.name, shard.xxh3_128)
+            self._copy_patiently(shard)
         self._notes.add(self._identity(shard))
 
     def _identity(self, shard: Shard) -> str:
@@ -138,9 +144,21 @@ class Cache:
             file.unlink()
             total -= size
 
+    def _copy_patiently(self, shard: Shard) -> None:
+        for seconds in (*PATIENCE_SECONDS, None):
+            try:
+                self._copy(shard.name, shard.xxh3_128)
+                return
+            except OSError as error:
+                if seconds is None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                    raise
+                log.warning("%s/%s: %s; again in %d s", self.place, shard.name, " ".join(str(error).split()), seconds)
+                time.sleep(seconds)
+
     def _copy(self, name: str, xxh3_128: str = "") -> None:
         """Copy a file whole or not at all; ValueError if it has not the checksum that is given."""
-        digest, partial = xxhash.xxh3_128(), self.folder / "copy.partial"
+        # Where locks do not reach other machines, each still writes a file of its own.
+        digest, partial = xxhash.xxh3_128(), self.folder / f"copy-{socket.gethostname()}.partial"
         try:
             with self._remote.open_input_stream(f"{self._root}/{name}") as source, partial.open("wb") as copy:
                 while block := source.read(BLOCK_BYTES):
@@ -161,7 +179,13 @@ class Cache:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:
+                raise ValueError(
+                    f"the file system of {self.folder} knows no locks ({error.strerror}); give --cache a folder on a "
+                    "disk of the machine"
+                ) from None
             yield
 
 

@@ -1,6 +1,7 @@
 """What is said of a run at its beginning and its end, and the model and the page that it leaves."""
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from training.job import Job
     from training.processes import Processes
 
+# Of shards that are hashed, and beside what is read of them.
+WORTH_TELLING_BYTES, WORTH_TELLING_TIMES = 1e12, 4
 log = logging.getLogger("train")
 
 
@@ -35,6 +38,26 @@ def announce(job: "Job", engine: "DeepSpeedEngine", everyone: "Processes", step:
         job.plan.max_steps * recipe.batch.sequences / job.training.windows,
         f"; going on after step {step:,}" if step else "",
     )
+    _tell_hashing(job, step)
+
+
+def _tell_hashing(job: "Job", step: int) -> None:
+    """A line where a machine will hash far more of the shards than it reads of them, as each is before its first use.
+
+    Of n shards, m windows at random are in about n (1 - exp(-m / n)).
+    """
+    if job.plan.recipe.data.shuffle_tokens:
+        return
+    batch, sources = job.plan.recipe.batch, job.training.sources
+    windows = (job.plan.max_steps - step) * batch.sequences
+    hashed = read = 0.0
+    for source, share in zip(sources.all, sources.mixture.shares, strict=True):
+        shards = source.stream.shards
+        hashed += sum(shard.file_bytes for shard in shards) * -math.expm1(-windows * share / len(shards))
+        read += windows * share * batch.sequence_length * source.stream.dtype.itemsize
+    if hashed > max(WORTH_TELLING_BYTES, WORTH_TELLING_TIMES * read):
+        words = "%.1f TB of shards will be hashed on each machine, and %.1f TB read; see --data.shuffle_tokens"
+        log.info(words, hashed / 1e12, read / 1e12)
 
 
 def _parameters(job: "Job") -> int:

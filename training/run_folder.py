@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -67,6 +68,7 @@ class Plan:
         planned: pairs (from this step on, the run ends at that step), see `optimizer.progress`; more than one where
             the length was revised, to keep to the minutes given or because more steps were asked for later.
         rewinds: when the run went back, and thereby which data it leaves out.
+        begun_by: the job of Slurm that began it; empty = none.
     """
 
     recipe: Recipe
@@ -75,6 +77,13 @@ class Plan:
     end_of_text_id: int
     planned: Planned
     rewinds: tuple[Rewind, ...] = ()
+    begun_by: str = ""
+
+    @property
+    def is_of_this_job(self) -> bool:
+        """Whether the job that began it runs now, queued again since: its --overwrite has been done."""
+        again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        return again and self.begun_by == this_job()
 
     @property
     def max_steps(self) -> int:
@@ -163,7 +172,9 @@ class RunFolder:
             del record["max_steps"]
             planned = tuple((begin, end) for begin, end in record.pop("planned"))
             rewinds = tuple(Rewind(**rewind) for rewind in record.pop("rewinds", ()))
-            return Plan(recipe=Recipe.from_record(record.pop("recipe")), planned=planned, rewinds=rewinds, **record)
+            begun_by = record.pop("begun_by", "")
+            recipe = Recipe.from_record(record.pop("recipe"))
+            return Plan(recipe=recipe, planned=planned, rewinds=rewinds, begun_by=begun_by, **record)
 
     def record(self, plan: Plan) -> None:
         """Write the plan down, before any step that follows it."""
@@ -191,9 +202,9 @@ class RunFolder:
         plan = self.plan
         if plan is None:
             raise ValueError(f"{self.path} exists and is no training run; choose another --output")
-        if overwrite:
+        if overwrite and not plan.is_of_this_job:
             return False
-        if not resume:
+        if not resume and not overwrite:
             raise ValueError(f"{self.path} holds a training run; choose another --output, or --overwrite")
         differences = [one for one in recipe.differences(plan.recipe) if not one.startswith(FREE_TO_CHANGE)]
         if data_fingerprint != plan.data_fingerprint:
@@ -250,6 +261,11 @@ class RunFolder:
     def finish(self, summary: dict[str, Any]) -> None:
         """Record the results; from now on the run is done."""
         write_durably(self._summary, summary)
+
+
+def this_job() -> str:
+    """The job of Slurm that this process is of, which keeps its number when it is queued again; empty = none."""
+    return os.environ.get("SLURM_JOB_ID", "")
 
 
 def find_tokenizer(folder: Path, index: ShardIndex) -> Path:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from training.run_folder import Plan
     from training.stopping import StopRequest
 
-PROBE_SHARE = 0.04  # of the minutes to train, spent on timing steps before
+PROBE_SHARE, MOST_PROBE_SECONDS = 0.04, 60.0  # of the time to train, spent on timing steps before
 log = logging.getLogger("train")
 
 
@@ -31,7 +31,7 @@ def with_known_length(job: "Job", everyone: "Processes", stop: "StopRequest") ->
     if not job.must_be_timed:
         return job
     assert job.length.budget_seconds is not None
-    probe_seconds = PROBE_SHARE * job.length.budget_seconds
+    probe_seconds = min(MOST_PROBE_SECONDS, PROBE_SHARE * job.length.budget_seconds)
     if everyone.is_first:
         log.info("timing steps for %.0f s, to plan %.0f s of training", probe_seconds, job.length.budget_seconds)
     engine = engines.build(job.plan.recipe, job.plan.model_config(), job.configuration, everyone)

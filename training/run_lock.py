@@ -18,6 +18,8 @@ from training.stopping import StopRequest
 LOCK = ".lock"
 # A machine that died keeps its locks on a shared file system until its lease ends, 90 s by NFS's default.
 WAIT_SECONDS, LOOK_SECONDS = 120.0, 2.0
+# How long another machine may take to see a file that is there: NFS looks again after up to 60 s by default.
+SEEN_SECONDS, SEEN_LOOK_SECONDS = 90.0, 0.2
 Holder = dict[str, str | int]
 log = logging.getLogger("train")
 
@@ -29,13 +31,20 @@ def held(folder: Path, processes: Processes, stop: StopRequest) -> Iterator[bool
     Yields whether it is held: not if the wait for another run to end was to be stopped.
 
     Raises:
-        ValueError: on all processes, if another run goes on writing there, or the folder cannot be made.
+        ValueError: on all processes, if another run goes on writing there, the folder cannot be made, or it is not
+            the same one on all machines.
     """
     file, fault = _acquired(folder, stop) if processes.is_first else (None, None)
-    fault, stopped = processes.from_first((fault, stop.came))
+    fault, stopped, holder = processes.from_first((fault, stop.came, _process(os.getpid())))
     try:
         if fault is not None and not stopped:
             raise ValueError(fault)
+        # Not by the first, which would let go of its lock as it closed the file.
+        if fault is None and not all(seen := processes.gathered(processes.is_first or _is_seen(folder, holder))):
+            raise ValueError(
+                f"process {seen.index(False)} does not see what process 0 writes to {folder}; choose an --output that "
+                "all machines share"
+            )
         yield fault is None
     finally:
         if file is not None:
@@ -58,6 +67,9 @@ def _acquired(folder: Path, stop: StopRequest) -> tuple[IO[str] | None, str | No
                     _sign(file)
                     return file, None
                 file.close()  # its holder ended, and took it away, between our opening and locking it
+                if time.monotonic() > deadline:
+                    return None, f"{folder / LOCK} is another file each time it is looked at; choose another --output"
+                time.sleep(SEEN_LOOK_SECONDS)
                 continue
             holder = _holder(file)
             file.close()
@@ -87,6 +99,18 @@ def _is_the_one(file: IO[str], path: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     return False
+
+
+def _is_seen(folder: Path, holder: Holder) -> bool:
+    """Whether the lock is here, as the process wrote it that holds it."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while True:
+        with contextlib.suppress(OSError), (folder / LOCK).open() as file:
+            if _holder(file) == holder:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(SEEN_LOOK_SECONDS)
 
 
 def _sign(file: IO[str]) -> None:

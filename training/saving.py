@@ -49,6 +49,9 @@ class Saving:
         self._in_background = in_background and not nvme_checkpoint.has_optimizer_on_disk(engine)
         self._writer = engine.checkpoint_engine
         engine.checkpoint_engine = self
+        engine._copy_recovery_script = lambda *_: (
+            None
+        )  # export.py is there for that; a full disk would leave others waiting
         try:
             with nvme_checkpoint.mapped(engine):
                 engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)

@@ -95,8 +95,8 @@ def main(
         objective: what is predicted.
         attention: sequence = across the borders of documents; document = it and positions begin anew at each.
         verify: hash all shards before the first step; else each is hashed when it is first read, once a machine.
-        cache: folder for copies of shards in remote storage (s3://…), for all processes of a machine; default:
-            OUTPUT.cache.
+        cache: folder for copies of shards in remote storage (s3://…), for all processes of a machine, so with several
+            machines best on a disk of each; default: OUTPUT.cache.
         cache_bytes: bound on the copies.
         max_steps: optimizer steps of the whole run; without it and train_minutes, one epoch.
         train_minutes: length of the run where max_steps is not given: steps are timed first, as many planned as fit,
@@ -122,8 +122,8 @@ def main(
         local_rank: set by the launcher.
         overwrite: begin anew, whatever run `output` holds.
     """
-    from training.checkpoint import Retention
     from training.job import Intervals, Length, prepare
+    from training.retention import Retention
     from training.sources import Storage
 
     if not _is_first():
@@ -161,7 +161,7 @@ def main(
             return 0
         everyone, ending = processes.join(local_rank, threads, compute.precision), processes.Ending()
         stop = StopRequest()
-        timed, finished = None, False
+        timed, trained, finished = None, None, False
         with (
             run_lock.held(job.folder.path, everyone, stop) as is_held,
             nvme.own_folders(configuration, Path(output), everyone.rank, everyone.world_size) as configuration,
@@ -174,8 +174,11 @@ def main(
                 checks.share(job.streams, everyone)
                 if not verify or checks.verify(job.streams, everyone, stop):
                     timed = with_known_length(replace(job, configuration=configuration), everyone, stop)
-                finished = timed is not None and _train(timed, everyone, stop)
-        processes.leave()
+                trained = _train(timed, everyone, stop) if timed else None
+            processes.leave()  # what follows may take long, and only the first has to do with it
+            if trained and everyone.is_first:
+                results.finish(trained)
+        finished = finished or trained is not None
     if _is_first():
         stopped = "stopped and saved" if timed else "stopped before the first step, nothing is written"
         print(results.told(job) if finished else f"{stopped}; the same command goes on ({output})", flush=True)
@@ -191,8 +194,8 @@ class Outcome(enum.Enum):
     GAVE_UP = enum.auto()
 
 
-def _train(job: "Job", everyone: "Processes", stop: StopRequest) -> bool:
-    """Take the run from where it is to its end; False if it was asked to stop before."""
+def _train(job: "Job", everyone: "Processes", stop: StopRequest) -> "Job | None":
+    """Take the run from where it is to its end, with the plan of then; None if it was asked to stop before."""
     while True:
         last = job.last_checkpoint(everyone)
         engine = _engine_from(job, last, everyone)
@@ -212,10 +215,7 @@ def _train(job: "Job", everyone: "Processes", stop: StopRequest) -> bool:
         del engine, guard
         gc.collect()  # so that two engines need not fit
         job = job.rewound(step, skipped, everyone)
-    if outcome is Outcome.FINISHED and everyone.is_first:
-        results.finish(job)
-    everyone.wait()
-    return outcome is Outcome.FINISHED
+    return job if outcome is Outcome.FINISHED else None
 
 
 def _engine_from(job: "Job", last: "Checkpoint | None", everyone: "Processes") -> "DeepSpeedEngine":
@@ -272,10 +272,12 @@ def loop(
         gauges.begin()
         mine = steps.take_step(engine, job.training, everyone, plan.consumed(step), rate)
         chain = chain.after(job.numbers(step))
-        written = job.checkpoints.written
-        losses, stops, refused, done = everyone.total([mine, stop.came, guard.refused(engine), written])
+        written, waits = job.checkpoints.written, gauges.waits()
+        losses, stops, refused, done, *waits = everyone.total(
+            [mine, stop.came, guard.refused(engine), written, *waits]
+        )
         row = _row(job, engine, step, losses / everyone.world_size, rate, time.monotonic() - begun)
-        row |= gauges.read(recipe.batch.tokens, job.training.length_at(plan.consumed(step)), row["seconds"])
+        row |= gauges.read(recipe.batch.tokens, job.training.length_at(plan.consumed(step)), row["seconds"], waits)
         row |= guard.settle(engine, refused > 0) | plan.rewinds_told(step)
         if job.is_to_evaluate(step, plan.max_steps):
             figures = None if stops else _evaluated(job, engine, everyone, samples, step, stop)
