@@ -49,6 +49,12 @@ class Storage:
         found = self.filesystem.get_file_info(arrow_fs.FileSelector(self.root))
         return sorted(file.base_name for file in found if file.base_name.startswith(prefix))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether this is a folder in which nothing lies."""
+        is_folder = self.filesystem.get_file_info(self.root).type == arrow_fs.FileType.Directory
+        return is_folder and not self.listed("")
+
     def delete(self, name: str) -> None:
         self.filesystem.delete_file(self._at(name))
 

@@ -251,8 +251,8 @@ class Stage:
         if not self.storage.exists():
             return False
         if not self.storage.exists(MANIFEST_NAME):
-            if not self.storage.exists(UNFINISHED_NAME) and not self.overwrite:
-                raise FileExistsError(f"{self.output} exists and is no table of ours; name another or --overwrite")
+            if not self.storage.exists(UNFINISHED_NAME) and not (self.overwrite and self.storage.is_empty):
+                raise FileExistsError(f"{self.output} exists and is no table of ours; name another, or empty it")
             return False
         there = manifest(self.output)
         if not self.overwrite and any(there.get(key) != value for key, value in self.record.items()):

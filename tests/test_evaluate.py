@@ -279,6 +279,8 @@ def test_what_stands_is_not_made_again_and_what_cannot_be_is_refused(folders, ev
     with pytest.raises(ValueError, match="lie in one another"):
         evaluate.main(**inputs, output=str(folders["other"]), others=[folders["other"]], overwrite=True)
     nothing = write_sample(tmp_path / "nothing", ["x = 1\n"])
+    with pytest.raises(FileExistsError, match="holds something else than what is written here"):
+        evaluate.main(**inputs, output=nothing, overwrite=True)
     with pytest.raises(ValueError, match="holds out no file"):
         evaluate.main(**inputs | {"sample": nothing}, output=output)
 

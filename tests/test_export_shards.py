@@ -152,7 +152,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(made, large_ids, tmp_path,
         (["--shards", large_ids[0], "--to", "nanogpt", "--output", out], "nanoGPT reads 16 bits, 65536 at most"),
         (["--shards", shards_folder, "--to", "mds", "--output", out, "--splits", "dev"], "no split 'dev'"),
         (["--shards", shards_folder, "--to", "nanogpt", "--output", out, "--sequence_length", 8], "is for --to mds"),
-        (["--shards", shards_folder, "--to", "mds", "--output", tmp_path / "precious"], "--overwrite replaces it"),
+        (["--shards", shards_folder, "--to", "mds", "--output", tmp_path / "precious"], "holds something else than"),
         (["--shards", shards_folder, "--to", "mds", "--output", shards_folder / "out"], "lie in one another"),
         (["--shards", shards_folder, "--to", "mds", "--output", out, "--sequence_length", 10**9], "tokens in all"),
         (["--shards", shards_folder, "--to", "mds", "--output", tmp_path / "precious" / "file"], "is a file"),
@@ -165,8 +165,15 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(made, large_ids, tmp_path,
         assert message in text
         assert [path.name for path in tmp_path.iterdir()] == ["precious"]
     assert call(main, "--shards", shards_folder, "--to", "parquet", "--output", out) == 2
-    main(shards=str(shards_folder), to="nanogpt", output=str(tmp_path / "precious"), overwrite=True)
-    assert {path.name for path in (tmp_path / "precious").iterdir()} == {"train.bin", "val.bin", "meta.pkl"}
+    with pytest.raises(
+        FileExistsError, match=r"precious holds something else than what is written here; name another"
+    ):
+        main(shards=str(shards_folder), to="nanogpt", output=str(tmp_path / "precious"), overwrite=True)
+    for to, names in (("nanogpt", {"train.bin", "val.bin", "meta.pkl"}), ("mds", {"train", "validation"})) * 2:
+        main(shards=str(shards_folder), to=to, output=str(out), overwrite=True)
+        assert {path.name for path in out.iterdir()} == names
+    with pytest.raises(FileExistsError, match="out exists; --overwrite replaces it"):
+        main(shards=str(shards_folder), to="mds", output=str(out))
 
 
 # Runs a script, and tells the peak of its own memory: what the system reports counts the parent's before it.

@@ -100,7 +100,7 @@ def test_greedy_is_that_of_transformers_alone_and_in_a_batch(writer):
         ({"model_type": "mpt", "d_model": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": CONTEXT}, CONTEXT),
     ],
 )
-def test_models_without_the_usual_name_for_their_context(tmp_path, config, context):
+def test_models_without_the_usual_name_for_their_context(tmp_path, caplog, config, context):
     network, tokenizer = load(save(tmp_path, SPECIAL_TOKENS, json.dumps(config)))
     assert context_of(network.config) == context
     settings = {"max_new_tokens": 16, "sampling": Sampling(), "seed": 0}
@@ -108,6 +108,8 @@ def test_models_without_the_usual_name_for_their_context(tmp_path, config, conte
     long = Request("def add(left, other):\n" * 20)
     row = tokenizer(long.prompt)["input_ids"]
     assert one.rows_of(long) == (row[-(context - 16) :] if context else row)
+    told = f"a prompt of {len(row):,} tokens loses its beginning: there is room for {(context or 0) - 16} in the model's"
+    assert (told in caplog.text) == bool(context)
     batch = [(Request(prompt), 0) for prompt in PROMPTS]
     assert one.complete(batch) == [by_transformers(one, one.rows_of(request)) for request, _ in batch]
     middle = one.rows_of(Request("a " * 100, "b"))

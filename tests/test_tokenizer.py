@@ -220,6 +220,8 @@ def test_what_cannot_be_is_refused(corpus, tokenizer, tmp_path, capsys):
         Encoder(tmp_path)
     with pytest.raises(ValueError, match="lie in one another"):
         train.main(sample=sample, output=str(Path(sample).parent), overwrite=True)
+    with pytest.raises(FileExistsError, match="holds something else than what is written here"):
+        train.main(sample=sample, output=str(nothing), vocab_size=300, overwrite=True)
 
 
 def test_a_training_that_fails_leaves_what_was_there(corpus, tokenizer, tmp_path):

@@ -46,6 +46,9 @@ def refused(shards, output, options, folder=None):
         ({"max_steps": 0}, "max_steps 0 is below 1"),
         ({"checkpoint_every": 0}, "checkpoint_every 0 is below 1"),
         ({"keep_checkpoints": 0}, "keep_checkpoints 0 is below 1"),
+        ({"batch.sequences": 10**8}, "batch.sequences 100000000 of a step are too many: an epoch has "),
+        ({"data.warmup_steps": 4}, "data.warmup_length 128 is not below batch.sequence_length 32; choose a shorter"),
+        ({"output": ""}, "output is empty; name the folder of the run"),
         ({"deepspeed": "nowhere.json"}, "no DeepSpeed configuration at nowhere.json"),
         ({"tokenizer": "nowhere"}, "no tokenizer.json in nowhere"),
     ],
@@ -201,3 +204,58 @@ def test_more_steps_at_a_learning_rate_of_nothing_are_refused(shards, tmp_path):
     assert (code, printed.count("\n")) == (1, 1)
     assert "the run is at its end, step 4, and its learning rate at 0, where it would stay; train on from" in printed
     assert [row["step"] for row in metrics(run)] == [1, 2, 3, 4]
+
+
+def test_folder_of_shards_is_mixed_by_weight_and_not_by_naming_it_twice(shards, tmp_path):
+    job = refused([shards, shards], tmp_path / "run", SHORT)
+    assert (
+        job.stderr
+        == f"error: {shards} is named twice in --shards; name it once, and how much of it by --data.weights\n"
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_missing_shard_is_told_before_the_first_step(shards, tmp_path, split):
+    """Of held-out data too, which is not read for long."""
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    missing = sorted(folder.glob(f"{split}*.arrow"))[-1]
+    missing.unlink()
+    job = refused(folder, tmp_path / "run", SHORT)
+    assert job.stderr.startswith(f"error: shard {missing} is missing, the index says ")
+    assert job.stderr.count("\n") == 1
+
+
+def test_what_the_run_does_not_do_as_one_might_think_is_told(shards, tmp_path):
+    options = SHORT | {"max_steps": 4, "data.warmup_steps": 4, "data.warmup_length": 16}
+    shape = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (printed,) = train(shards, tmp_path / "run", options | {"model.config": json.dumps(shape)}, 1)
+    assert "no step will have batch.sequence_length 32: data.warmup_steps 4 are not over" in printed
+    assert "model.hidden_size, model.layers, model.heads: not used, the model's own configuration decides" in printed
+    page = (tmp_path / "run" / "run.html").read_text()
+    assert "<td>model.config.num_hidden_layers</td><td>1</td>" in page
+    assert "model.layers" not in page
+
+
+def test_lines_of_a_run_that_are_broken_are_left_out_and_told(shards, tmp_path):
+    """A loss of power may leave zeros where rows were."""
+    run = tmp_path / "run"
+    train(shards, run, SHORT, 1)
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines[3], lines[5] = b"\0" * 40 + b"\n", b"5\n"
+    (run / "metrics.jsonl").write_bytes(b"".join(lines))
+    (run / "samples.jsonl").write_bytes(b"[1]\n\xff\n" + (run / "samples.jsonl").read_bytes())
+    (printed,) = train(shards, run, SHORT | {"max_steps": 10}, 1)
+    assert f"{run}/metrics.jsonl lacks 2 of the steps up to 8" in printed
+    assert [row["step"] for row in metrics(run)] == [1, 2, 3, 5, 7, 8, 9, 10]
+
+
+def test_end_of_another_process_is_told_in_a_line(shards, tmp_path):
+    run = tmp_path / "run"
+    with started(shards, run, SHORT | {"max_steps": 5000, "checkpoint_every": 5}, 2) as jobs:
+        wait_for_step(run, 12, jobs)
+        jobs[1].kill()
+        codes, printed = finish(jobs)
+    assert codes[0] == 1
+    assert "error: another process of the run ended or cannot be reached (" in printed[0]
+    assert "; the same command goes on from the last checkpoint" in printed[0]
+    assert "Traceback" not in printed[0]

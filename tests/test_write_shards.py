@@ -139,6 +139,9 @@ def test_a_finished_folder_is_skipped_and_another_refused(folders, inputs, tmp_p
     (tmp_path / "precious").mkdir()
     with pytest.raises(FileExistsError, match="--overwrite"):
         job(output=str(tmp_path / "precious"))
+    (tmp_path / "precious" / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds something else than what is written here"):
+        job(output=str(tmp_path / "precious"), overwrite=True)
     for name in ("documents", "ledger", "tokenizer"):
         with pytest.raises(ValueError, match="lie in one another"):
             job(output=inputs[1][name], overwrite=True)

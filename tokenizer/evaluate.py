@@ -43,7 +43,7 @@ def main(
     require_apart(output, [tokenizer, sample, *(others or [])])
     evaluated = {"configuration": configuration, **evaluation.evaluated(tokenizer, sample, found, wanted)}
     record = json.dumps(evaluated, indent=1, ensure_ascii=False) + "\n"
-    with whole_folder(folder, overwrite=overwrite) as place:
+    with whole_folder(folder, overwrite=overwrite, marks=[evaluation.RECORD_FILE]) as place:
         (place / evaluation.PAGE_FILE).write_text(evaluation_page.page(evaluated), encoding="utf-8")
         (place / evaluation.RECORD_FILE).write_text(record, encoding="utf-8")
     print(evaluation_table.table(evaluated))

@@ -19,6 +19,7 @@ from tokenizer.encode import SPECIAL_TOKENS, TOKENIZER_FILE, Encoder
 from tokenizer.keywords import BUILTINS, KEYWORDS
 from tokenizer.measures import Tally, layout_of, measured
 from tokenizer.vocabulary import Uses, looked_at, words_of
+from tokenizer.whole_folder import refuse_foreign
 
 log = logging.getLogger("corella")
 
@@ -52,11 +53,12 @@ def _folder(tokenizer: str) -> Path:
 
 def done(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether the evaluation stands already; FileExistsError if something else does."""
+    refuse_foreign(folder, [RECORD_FILE])
     if overwrite or not folder.exists():
         return False
     there = folder / RECORD_FILE
     if not there.is_file() or json.loads(there.read_text("utf-8")).get("configuration") != wanted:
-        raise FileExistsError(f"{folder} holds something else, or of another configuration; --overwrite replaces it")
+        raise FileExistsError(f"{folder} is of another configuration; --overwrite replaces it")
     print(f"evaluate: already done, in {folder}")
     return True
 

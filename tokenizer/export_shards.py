@@ -4,6 +4,8 @@ from typing import Literal
 
 from tokenizer.command_line import run
 
+MARKS = ("*.bin", "*/index.json")  # of what is written here
+
 
 def main(
     *,
@@ -39,7 +41,7 @@ def main(
         tokens = sum(shard.tokens for shard in index.of_split(split))
         if sequence_length > tokens:
             raise ValueError(f"sequence_length is {sequence_length}, and {split} has {tokens} tokens in all")
-    with whole_folder(Path(output), overwrite=overwrite) as place:
+    with whole_folder(Path(output), overwrite=overwrite, marks=MARKS) as place:
         for split in wanted:
             if to == "megatron":
                 megatron.export_split(folder, index, split, place)

@@ -17,7 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from tokenizer.shard_index import FORMAT_VERSION, INDEX_NAME, Shard, ShardIndex, TokenArray, shard_schema, token_dtype
-from tokenizer.token_stream import TokenStream, open_shard, verify_shard
+from tokenizer.token_stream import TokenStream, open_shard, require_size, verify_shard
 
 __all__ = [
     "BATCH_TOKENS",
@@ -30,6 +30,7 @@ __all__ = [
     "TokenArray",
     "TokenStream",
     "open_shard",
+    "require_size",
     "shard_schema",
     "token_dtype",
     "verify_shard",

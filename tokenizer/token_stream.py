@@ -158,10 +158,16 @@ class TokenStream:
 
 def open_shard(folder: Path, shard: Shard) -> Iterator[pa.RecordBatch]:
     """The record batches of a shard, memory-mapped; ValueError names a shard that is missing or of another size."""
+    require_size(folder, shard)
     path = folder / shard.name
-    _require_size(path, shard, path.stat().st_size if path.is_file() else -1)
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
     return (reader.get_batch(number) for number in range(reader.num_record_batches))
+
+
+def require_size(folder: Path, shard: Shard) -> None:
+    """ValueError names a shard that is missing or of another size than the index says; nothing of it is read."""
+    path = folder / shard.name
+    _require_size(path, shard, path.stat().st_size if path.is_file() else -1)
 
 
 def verify_shard(folder: Path, shard: Shard) -> None:
@@ -204,8 +210,8 @@ def _require_size(path: str | Path, shard: Shard, size: int) -> None:
 
 def _layout(folder: Path, shard: Shard, dtype: np.dtype[Any]) -> NDArray[np.int64]:
     """Two rows: the tokens up to the end of each record batch, and the byte of the file where its tokens begin."""
+    require_size(folder, shard)
     path = folder / shard.name
-    _require_size(path, shard, path.stat().st_size if path.is_file() else -1)
     ends, places, total = [], [], 0
     with pa.memory_map(str(path)) as source:
         base = source.read_buffer(1).address

@@ -67,7 +67,7 @@ def main(*, sample: str, output: str, vocab_size: int = 32768, sentinels: int = 
         raise ValueError(f"{sample} holds no file to train on")
     require_countable(sample, text_bytes)
     print(f"tokenizer: training {vocab_size:,} entries on {files:,} files, {text_bytes / 1e6:,.1f} MB")
-    with whole_folder(folder, overwrite=overwrite) as place:
+    with whole_folder(folder, overwrite=overwrite, marks=[TOKENIZER_FILE]) as place:
         with _Progress(text_bytes) as progress:
             rows = samples.batches(sample, held_out=False, columns=("content", "size"))
             tokenizer = trained(progress.texts_of(rows), vocab_size, sentinels)
@@ -75,7 +75,9 @@ def main(*, sample: str, output: str, vocab_size: int = 32768, sentinels: int = 
         for name, content in _transformers_files(sentinels).items():
             (place / name).write_text(json.dumps(content, indent=1) + "\n")
         (place / RECORD_FILE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    print(f"tokenizer: {tokenizer.get_vocab_size():,} entries in {time.monotonic() - begin:.0f} s, in {output}")
+    made = tokenizer.get_vocab_size()
+    fewer = f" (of {vocab_size:,}: the sample has no more pairs to merge)" if made < vocab_size else ""
+    print(f"tokenizer: {made:,} entries{fewer} in {time.monotonic() - begin:.0f} s, in {output}")
 
 
 def special_tokens(sentinels: int = 0) -> list[str]:
@@ -196,11 +198,15 @@ class _Progress:
 
 def _done(folder: Path, record: dict[str, Any], overwrite: bool) -> bool:
     """Whether the tokenizer stands already; FileExistsError if another one does."""
+    from tokenizer.encode import TOKENIZER_FILE
+    from tokenizer.whole_folder import refuse_foreign
+
+    refuse_foreign(folder, [TOKENIZER_FILE])
     if overwrite or not folder.exists():
         return False
     there = folder / RECORD_FILE
     if not there.is_file() or json.loads(there.read_text()) != record:
-        raise FileExistsError(f"{folder} holds something else, or of another configuration; --overwrite replaces it")
+        raise FileExistsError(f"{folder} is of another configuration; --overwrite replaces it")
     print(f"tokenizer: already done, in {folder}")
     return True
 

@@ -229,6 +229,11 @@ class EvaluationBatches:
 
 def warmup_lengths(data: Data, sequence_length: int) -> list[int]:
     """The sequence lengths of a run, from the shortest on, each twice the one before."""
+    if data.warmup_steps and data.warmup_length >= sequence_length:
+        raise ValueError(
+            f"data.warmup_length {data.warmup_length} is not below batch.sequence_length {sequence_length}; choose a "
+            "shorter one, or data.warmup_steps 0"
+        )
     lengths = [sequence_length]
     while data.warmup_steps and lengths[0] > data.warmup_length:
         if lengths[0] % 2:
@@ -237,7 +242,7 @@ def warmup_lengths(data: Data, sequence_length: int) -> list[int]:
                 f"{sequence_length}; choose it so, or data.warmup_steps 0"
             )
         lengths.insert(0, lengths[0] // 2)
-    if lengths[0] != min(sequence_length, data.warmup_length) and data.warmup_steps:
+    if lengths[0] != data.warmup_length and data.warmup_steps:
         raise ValueError(
             f"data.warmup_length {data.warmup_length} is not batch.sequence_length {sequence_length} halved some "
             f"times; {lengths[0]} is"

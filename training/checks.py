@@ -77,6 +77,23 @@ def share(streams: "Sequence[CheckedStream]", processes: "Processes") -> None:
         stream.checks = Checks(descriptor, first, count)
 
 
+def require_all(streams: "Sequence[CheckedStream]", processes: "Processes") -> None:
+    """Look for every shard, by its size alone; every process must call. Those of a machine share the looking.
+
+    Raises:
+        ValueError: on all processes, of a shard that is missing or of another size.
+    """
+    first, step, fault = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_SIZE"]), None
+    try:
+        for stream in streams:
+            stream.require(range(first, len(stream.shards), step))
+    except (ValueError, OSError) as error:
+        fault = str(error)
+    found = [fault for fault in processes.gathered(fault) if fault]
+    if found:
+        raise ValueError(found[0])
+
+
 def verify(streams: "Sequence[CheckedStream]", processes: "Processes", stop: "StopRequest") -> bool:
     """Hash all shards; whether that was done, and not to be stopped before. Every process must call.
 

@@ -7,7 +7,7 @@ ValueError that names the value, the bound and the remedy.
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -82,6 +82,12 @@ class Model:
         if not isinstance(record, dict) or "model_type" not in record:
             raise ValueError(f"{where} has no model_type; give the config.json of a `transformers` model")
         return replace(self, config=json.dumps(record, sort_keys=True))
+
+    @property
+    def unused(self) -> list[str]:
+        """Settings that were given and do not count, as `config` decides."""
+        others = [one for one in fields(self) if one.name != "config"] if self.config else []
+        return [f"model.{one.name}" for one in others if getattr(self, one.name) != one.default]
 
     def __post_init__(self) -> None:
         if self.architecture not in get_args(Architecture):

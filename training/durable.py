@@ -1,5 +1,6 @@
 """Files that are whole on the disk: flushed, renamed into place, and known by their checksum."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,3 +57,14 @@ def damage(path: Path, record: FileRecord, progress: Progress | None = None) -> 
         return "is missing"
     except OSError as error:  # of the disk
         return f"cannot be read: {error.strerror}"
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, without lines that a loss of power or a kill left broken."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows

@@ -5,10 +5,8 @@ exported beside it. The files that hold the weights are checked before they are 
 on one machine.
 """
 
-import contextlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,23 +83,11 @@ def export(folder: RunFolder, target: Path, *, step: int | None = None, workspac
     if workspace:
         data = data_card.of_workspace(data, workspace)
     weights, rows = read_weights(folder.checkpoints, checkpoint), read_metrics(folder.metrics)
-    with _told_in_one_line(target), whole_folder(target.resolve(), overwrite=True) as place:
+    with whole_folder(target.resolve(), overwrite=True) as place:
         save_model(plan, weights, checkpoint.precision, place)
         save_tokenizer(tokenizer, plan, place)
         model_card.write(plan, checkpoint, rows, data, place)
     return checkpoint
-
-
-@contextlib.contextmanager
-def _told_in_one_line(target: Path) -> Iterator[None]:
-    """Whatever keeps files from being written, as an OSError that names `target`."""
-    try:
-        yield
-    except Exception as error:
-        # safetensors and tokenizers, written in Rust, have kinds of their own for what the system refuses.
-        if not isinstance(error, OSError) and "(os error " not in str(error):
-            raise
-        raise OSError(f"{target} cannot be written: {error}; nothing was changed there") from error
 
 
 def checkpoint_of(folder: RunFolder, step: int | None) -> Checkpoint:

@@ -60,7 +60,8 @@ def main(
         prompt: one or more beginnings of text.
         suffix: fill in the middle: what stands between each prompt and this.
         prompts: file of more, in UTF-8: .jsonl with objects of `prompt` and optional `suffix`, else a prompt a line.
-        max_new_tokens: bound on each completion; it also ends where the text or the file does.
+        max_new_tokens: bound on each completion; it also ends where the text or the file does. A prompt that leaves
+            no room for them in the model's context loses its beginning, which is told.
         temperature: 0 = always the most probable token; higher is more varied.
         top_p: sample among the most probable tokens of this total probability.
         samples: completions a prompt; more than one needs a temperature above 0.
@@ -146,13 +147,22 @@ class Writer:
         """
         ids = self._ids(request.prompt)
         if request.suffix is None:
+            self._tell_cut("prompt", "beginning", len(ids), self.room)
             return (ids or [self.end_id])[-self.room :]
         begin, then, middle = self._fill_ids()
         if self.room < 4:
             raise ValueError(f"there is room for {self.room} tokens before the middle, 4 are needed; choose fewer new")
-        suffix = self._ids(request.suffix)[: (self.room - 3) // 2]
+        whole, most = self._ids(request.suffix), (self.room - 3) // 2
+        suffix = whole[:most]
         room = self.room - 3 - len(suffix)
+        self._tell_cut("suffix", "end", len(whole), most)
+        self._tell_cut("prompt", "beginning", len(ids), room)
         return [begin, *ids[max(0, len(ids) - room) :], then, *suffix, middle]
+
+    def _tell_cut(self, what: str, side: str, tokens: int, room: int) -> None:
+        if tokens > room:
+            words = "a %s of %s tokens loses its %s: there is room for %s in the model's context"
+            log.warning(words, what, f"{tokens:,}", side, f"{room:,}")
 
     def complete(self, batch: Sequence[tuple[Request, int]]) -> list[str]:
         """What follows each request; the number beside it distinguishes samples of one request."""
@@ -308,10 +318,15 @@ def _written_whole(output: str | None) -> Iterator[IO[str]]:
             yield file
         return
     partial = Path(output + PARTIAL)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("w", encoding="utf-8") as file:
-        yield file
-    partial.replace(output)
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(output)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # of the terminal
+            raise
+        raise OSError(f"{output} cannot be written: {error.strerror}; what came before is in {partial}") from error
 
 
 if __name__ == "__main__":

@@ -108,7 +108,9 @@ class Guard:
                 self.norms.append(self._norm)
             return {"skipped_steps": self.skipped}
         self.skipped += 1
-        log.warning("a step with gradient norm %s was skipped, %d so far", engine.get_global_grad_norm(), self.skipped)
+        norm = engine.get_global_grad_norm()
+        words = "a step with gradient norm %s was skipped, %d so far"
+        log.warning(words, "unknown" if norm is None else f"{float(norm):.4g}", self.skipped)
         if self._refused or not _adapts(engine):
             self.in_a_row += 1
         return {"skipped_steps": self.skipped, "skipped": 1}

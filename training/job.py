@@ -254,6 +254,9 @@ def prepare(
     index, folder = ShardIndex.load(shards), RunFolder(output)
     tokenizer_file = find_tokenizer(tokenizer or shards / "tokenizer", index)
     training, evaluation = _batches(storage, recipe, index, tokenizer_file, evaluation_tokens)
+    if sequences > training.windows:
+        epoch = f"an epoch has {training.windows:,} sequences of {recipe.batch.sequence_length} tokens"
+        raise ValueError(f"batch.sequences {sequences} of a step are too many: {epoch}; choose fewer or more data")
     fingerprint = training.sources.fingerprint
     begun = folder.is_begun(recipe, fingerprint, resume=resume, overwrite=overwrite)
     checkpoints = Checkpoints(folder.checkpoints, retention, save_in_background)
@@ -266,6 +269,9 @@ def prepare(
     if length.budget_seconds is None:
         max_steps = length.max_steps or max(1, training.windows // sequences)
         plan = _ending(plan, max_steps, last.step if last else 0)
+        if max_steps <= recipe.data.warmup_steps:
+            full = f"batch.sequence_length {recipe.batch.sequence_length}"
+            log.warning("no step will have %s: data.warmup_steps %d are not over", full, recipe.data.warmup_steps)
     return Job(
         plan,
         folder,

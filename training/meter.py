@@ -4,6 +4,7 @@ import collections
 import hashlib
 import importlib.util
 import json
+import logging
 import math
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tokenizer.shard_index import write_whole
+from training.durable import read_json_lines
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 Row = dict[str, float | int]
 LINE_SECONDS = 5.0
 RECENT_STEPS = 100
+log = logging.getLogger("train")
 
 
 class Meter:
@@ -55,6 +58,8 @@ class Meter:
         self._wandb = _wandb_run(wandb, metrics.parent) if wandb else None
         self._board: SummaryWriter = _writer(tensorboard, purge_step=step + 1)
         rows = [row for row in read_metrics(metrics) if row["step"] <= step]
+        if lost := step - len({row["step"] for row in rows}):
+            log.warning("%s lacks %s of the steps up to %s", metrics, f"{lost:,}", f"{step:,}")
         write_metrics(metrics, rows)
         self._file: IO[str] = metrics.open("a")
         self._line_due = 0.0
@@ -145,15 +150,9 @@ def _figures(row: Row) -> list[str]:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl, without a last one that was cut off, null as nan; empty where there is no file."""
-    rows: list[Row] = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        rows.append({name: math.nan if value is None else value for name, value in row.items()})
-    return rows
+    """The rows of a metrics.jsonl, without lines that are broken, null as nan; empty where there is no file."""
+    rows = (row for row in read_json_lines(path) if "step" in row and "seconds" in row)
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
 
 
 def write_metrics(path: Path, rows: list[Row]) -> None:

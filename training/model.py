@@ -96,6 +96,8 @@ def read_pretrained(folder: str, model: Model, shards: Path) -> Model:
     Compared are the tokenizer.json of both, and the rows of the embedding: there may be more of them than tokens.
     """
     index = ShardIndex.load(shards)
+    if model.config:
+        log.warning("model.config: not used, --from_pretrained decides")
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"no config.json in {folder}; --from_pretrained takes the folder of a saved model")
     read = replace(model, config=folder).read()

@@ -3,6 +3,8 @@
 import atexit
 import contextlib
 import os
+import re
+import signal
 import socket
 import sys
 import time
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 MOST_THREADS = 4096
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-FIRST_SPEAKS_SECONDS = 3.0
+FIRST_SPEAKS_SECONDS, LONGEST_REASON = 3.0, 120
 LONGEST_WAIT = timedelta(minutes=30)  # for each other; a slow file system keeps some busy for long
 
 
@@ -210,5 +212,21 @@ def first_speaks() -> Iterator[None]:
         yield
     except (ValueError, OSError):
         if int(os.environ.get("RANK", "0")):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # of the launcher, which saw the first one end
             time.sleep(FIRST_SPEAKS_SECONDS)
         raise
+
+
+@contextlib.contextmanager
+def loss_told() -> Iterator[None]:
+    """What collectives raise where another process ended, as an OSError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = " ".join(str(error).split())
+        if not re.search(r"gloo|NCCL|Connection (closed|reset)|TCPStore", words):
+            raise
+        raise OSError(
+            f"another process of the run ended or cannot be reached ({words[:LONGEST_REASON]}); the same command goes "
+            "on from the last checkpoint"
+        ) from error

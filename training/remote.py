@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -221,6 +221,9 @@ class RemoteStream(CheckedStream):
         if self._fetcher is None:
             self._fetcher = threading.Thread(target=self._fetch_expected, name="fetch-shards", daemon=True)
             self._fetcher.start()
+
+    def require(self, numbers: Iterable[int]) -> None:
+        """Nothing: each shard is asked for at its source when it is first wanted."""
 
     def check(self, number: int) -> None:
         """Have a sound copy of a shard, whether it was verified before or not: it may have made room for others."""

@@ -38,6 +38,13 @@ def announce(job: "Job", engine: "DeepSpeedEngine", everyone: "Processes", step:
         job.plan.max_steps * recipe.batch.sequences / job.training.windows,
         f"; going on after step {step:,}" if step else "",
     )
+    if recipe.model.unused:
+        log.warning("%s: not used, the model's own configuration decides", ", ".join(recipe.model.unused))
+    sources = job.training.sources
+    if len(sources.all) > 1:
+        shares = zip(sources.all, sources.mixture.shares, strict=True)
+        told = ", ".join(f"{share:.1%} of {source.name}" for source, share in shares)
+        log.info("sequences are mixed: %s; held-out figures are of the first", told)
     _tell_hashing(job, step)
 
 

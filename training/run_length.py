@@ -6,6 +6,7 @@ of plan and step.
 
 import gc
 import logging
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,9 @@ def with_known_length(job: "Job", everyone: "Processes", stop: "StopRequest") ->
     assert job.length.budget_seconds is not None
     probe_seconds = min(MOST_PROBE_SECONDS, PROBE_SHARE * job.length.budget_seconds)
     if everyone.is_first:
-        log.info("timing steps for %.0f s, to plan %.0f s of training", probe_seconds, job.length.budget_seconds)
+        log.info(
+            "timing steps for %d s, to plan %.0f s of training", math.ceil(probe_seconds), job.length.budget_seconds
+        )
     engine = engines.build(job.plan.recipe, job.plan.model_config(), job.configuration, everyone)
     job.fit(engine.module)
     seconds = steps.seconds_per_step(engine, job.training, everyone, probe_seconds, stop)

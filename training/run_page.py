@@ -1,6 +1,7 @@
 """A training run as one self-contained HTML page, which needs no network and runs no script."""
 
 import html
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -194,6 +195,8 @@ def _samples(samples: Sequence[Sample], *, follows: bool) -> str:
 def _settings(plan: Plan) -> str:
     rows = []
     for group, values in asdict(plan.recipe).items():
+        if group == "model" and values["config"]:  # it decides the others
+            values = {f"config.{name}": value for name, value in json.loads(values["config"]).items()}
         for name, value in (values if isinstance(values, dict) else {"": values}).items():
             key = f"{group}.{name}".rstrip(".")
             rows.append(f"<tr><td>{html.escape(key)}</td><td>{html.escape(str(value))}</td></tr>")

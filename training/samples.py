@@ -9,6 +9,7 @@ import numpy as np
 from tokenizer.encode import FILE_SEPARATOR, MASK, REPOSITORY_NAME
 from training.config import Objective
 from training.decoding import Sampling
+from training.durable import read_json_lines
 from training.objectives import Prediction
 from training.watch import Watch
 from training.writing import Ids, continuations, hidden_runs, hidden_tokens, shown
@@ -144,11 +145,5 @@ class Samples:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The rows of a samples.jsonl, without a last one that was cut off; empty where there is no file."""
-    rows: list[Sample] = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """The rows of a samples.jsonl, without lines that are broken; empty where there is no file."""
+    return read_json_lines(path)

@@ -3,14 +3,14 @@
 import contextlib
 import hashlib
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizer.shards import Shard, TokenStream, verify_shard
+from tokenizer.shards import Shard, TokenStream, require_size, verify_shard
 from training.checks import Checks
 from training.order import Mixture, Numbers, TrainingOrder, count_windows
 
@@ -46,6 +46,11 @@ class CheckedStream(TokenStream):
                     self._hash(self.shards[number])
             self._sound.add(number)
         return True
+
+    def require(self, numbers: Iterable[int]) -> None:
+        """ValueError names one of these shards that is missing or has not the size that the index says."""
+        for number in numbers:
+            require_size(self.folder, self.shards[number])
 
     @property
     def sound(self) -> int:
@@ -85,6 +90,8 @@ class Storage:
 
         if not places:
             raise ValueError("shards is empty; name the folder that write_shards wrote")
+        if twice := next((place for place in places if places.count(place) > 1), None):
+            raise ValueError(f"{twice} is named twice in --shards; name it once, and how much of it by --data.weights")
         remote = [place for place in places if is_remote(place)]
         self._caches = dict[str, Cache]()
         for place in remote:

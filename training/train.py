@@ -128,7 +128,9 @@ def main(
 
     if not _is_first():
         log.setLevel(logging.ERROR)
-    with processes.first_speaks():
+    with processes.first_speaks(), processes.loss_told():
+        if not output:
+            raise ValueError("output is empty; name the folder of the run")
         for name, value in (("evaluation_tokens", evaluation_tokens), ("cache_bytes", cache_bytes)):
             if value < 0:
                 raise ValueError(f"{name} {value} is below 0; choose 0 or more")
@@ -171,6 +173,7 @@ def main(
                 everyone.refuse_differences(job.shared)
                 finished = everyone.from_first(job.is_done)
             if is_held and not finished:
+                checks.require_all(job.streams, everyone)
                 checks.share(job.streams, everyone)
                 if not verify or checks.verify(job.streams, everyone, stop):
                     timed = with_known_length(replace(job, configuration=configuration), everyone, stop)
@@ -318,8 +321,10 @@ def _gave_up(job: "Job", row: "Row") -> tuple[Outcome, int]:
     step, wanted = int(row["step"]), job.tolerance.on_nan
     if wanted == "rewind":
         return Outcome.GAVE_UP, step
+    many = "" if wanted == "stop" else f", the last of {job.tolerance.in_a_row} bad ones in a row (--bad_steps),"
     raise ValueError(
-        f"step {step} has loss {row['loss']} and gradient norm {row.get('gradient_norm')}, and --on_nan is {wanted}; "
+        f"step {step}{many} has loss {row['loss']} and gradient norm {row.get('gradient_norm')}, and --on_nan is "
+        f"{wanted}; "
         "give the same command with --on_nan rewind, or begin anew with a learning rate below "
         f"{job.plan.recipe.optimizer.learning_rate} (--optimizer.learning_rate)"
     )

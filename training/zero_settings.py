@@ -57,6 +57,7 @@ def read_configuration(path: str, recipe: Recipe, world_size: int) -> dict[str, 
     if not isinstance(record, dict):
         raise ValueError(f"{path} is no JSON object; infra/deepspeed/ holds examples")
     record = _without_auto(record)
+    recipe.batch.micro_size(world_size)  # refuses what no file decides
     try:
         _refuse_forms(record)
         _refuse_removed(record)

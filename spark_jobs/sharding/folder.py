@@ -23,6 +23,7 @@ from pyspark.sql import SparkSession
 from spark_jobs.sharding.runs import write_whole
 from spark_jobs.sharding.writing import ENTRY, MAX_TASKS
 from tokenizer.shards import INDEX_NAME, Shard, ShardIndex, verify_shard
+from tokenizer.whole_folder import refuse_foreign
 from tokenizer.withdrawal import alone
 
 log = logging.getLogger("corella")
@@ -40,6 +41,7 @@ def settings_of(index: ShardIndex) -> dict[str, Any]:
 def done(output: str, configuration: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether the shards stand already; FileExistsError if something else does."""
     folder = Path(output)
+    refuse_foreign(folder, [INDEX_NAME, UNFINISHED_NAME])
     if overwrite or not folder.exists() or (folder / UNFINISHED_NAME).exists():
         return False
     if not (folder / INDEX_NAME).is_file() or settings_of(ShardIndex.load(folder)) != configuration:
@@ -61,6 +63,7 @@ def making(output: str, configuration: Mapping[str, Any], overwrite: bool) -> It
         if overwrite or _mark(folder) != mark:
             if _mark(folder):
                 log.info("shards: what lies unfinished in %s is of another configuration, and replaced", output)
+            write_whole(folder / UNFINISHED_NAME, "{}")  # whatever is killed, the folder is known for one of ours
             _empty(folder)
         else:
             log.info("shards: going on with what lies unfinished in %s", output)
