@@ -38,9 +38,9 @@ def main(
     wanted = sorted(set(sizes or candidates.halved(found[0].vocab_size)))
     configuration = evaluation.configuration(tokenizer, sample, found, wanted)
     folder = Path(output)
+    require_apart(output, [tokenizer, sample, *(others or [])])
     if evaluation.done(folder, configuration, overwrite):
         return
-    require_apart(output, [tokenizer, sample, *(others or [])])
     evaluated = {"configuration": configuration, **evaluation.evaluated(tokenizer, sample, found, wanted)}
     record = json.dumps(evaluated, indent=1, ensure_ascii=False) + "\n"
     with whole_folder(folder, overwrite=overwrite, marks=[evaluation.RECORD_FILE]) as place:

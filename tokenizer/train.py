@@ -58,9 +58,9 @@ def main(*, sample: str, output: str, vocab_size: int = 32768, sentinels: int = 
     folder = Path(output)
     record: dict[str, Any] = {"inputs": {"sample": samples.fingerprint(sample)}, "vocab_size": vocab_size}
     record |= {"sentinels": sentinels} if sentinels else {}
+    require_apart(output, [sample])
     if _done(folder, record, overwrite):
         return
-    require_apart(output, [sample])
     begin = time.monotonic()
     files, text_bytes = samples.amounts(sample, held_out=False)
     if not files:
