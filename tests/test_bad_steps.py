@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_runs import TINY, finish, metrics, started, train, wait_for_step
+from small_runs import ROOT, TINY, finish, metrics, started, train, wait_for_step
 from small_shards import make_shards
 
 from training.guard import Guard, Record, Tolerance
@@ -239,3 +239,33 @@ def test_in_fp16_a_step_counts_unless_the_loss_scale_still_finds_its_size():
 def test_tolerance_that_cannot_work_is_refused(wrong, line):
     with pytest.raises(ValueError, match=line):
         Tolerance(**wrong)
+
+
+COUNTED = """
+import sys, weakref
+sys.path.insert(0, {root!r})
+from tokenizer.command_line import run
+from training import engine, train
+
+build, built = engine.build, []
+
+def counted(*arguments):
+    print("engines before:", len(built), "of them there:", sum(one() is not None for one in built), flush=True)
+    made = build(*arguments)
+    built.append(weakref.ref(made.optimizer))
+    return made
+
+engine.build = counted
+run(train.main)
+"""
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_an_engine_is_gone_before_another_is_built(shards, tmp_path, stage):
+    """DeepSpeed keeps one of stage 3, with all that it holds on the device."""
+    script, zero = tmp_path / "counted.py", tmp_path / "zero.json"
+    script.write_text(COUNTED.format(root=str(ROOT)))
+    zero.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    options = TINY | {"train_minutes": 0.02, "evaluation_tokens": 0, "deepspeed": zero}
+    for printed in train(shards, tmp_path / "run", options, script=script):
+        assert "engines before: 1 of them there: 0" in printed

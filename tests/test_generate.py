@@ -108,7 +108,9 @@ def test_models_without_the_usual_name_for_their_context(tmp_path, caplog, confi
     long = Request("def add(left, other):\n" * 20)
     row = tokenizer(long.prompt)["input_ids"]
     assert one.rows_of(long) == (row[-(context - 16) :] if context else row)
-    told = f"a prompt of {len(row):,} tokens loses its beginning: there is room for {(context or 0) - 16} in the model's"
+    told = (
+        f"a prompt of {len(row):,} tokens loses its beginning: there is room for {(context or 0) - 16} in the model's"
+    )
     assert (told in caplog.text) == bool(context)
     batch = [(Request(prompt), 0) for prompt in PROMPTS]
     assert one.complete(batch) == [by_transformers(one, one.rows_of(request)) for request, _ in batch]

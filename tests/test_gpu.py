@@ -183,14 +183,15 @@ def test_killed_and_resumed_goes_on_as_unbroken(unbroken, shards, tmp_path):
 )
 def test_fused_adam_and_scaled_losses_learn_and_go_on_in_the_same_bits(unbroken, shards, tmp_path, choice, stage):
     """By DeepSpeed's kernels; and in fp16, whose loss scale comes down from 2^16 by steps that are skipped."""
-    options = GPU | {"deepspeed": ZERO / f"zero{stage}.json"} | choice
+    options = GPU | {"deepspeed": ZERO / f"zero{stage}.json", "keep_checkpoints": 3} | choice
     train(shards, tmp_path / "run", options, 1)
     if "compute.precision" in choice:
         assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0] - 1
     else:
         assert losses(tmp_path / "run") == pytest.approx(losses(unbroken), abs=NEAR)
     resumed = interrupted(tmp_path / "run", tmp_path / "resumed", 6)
-    train(shards, resumed, options, 1)
+    (printed,) = train(shards, resumed, options, 1)
+    assert "going on after step 6" in printed
     assert losses(resumed) == losses(tmp_path / "run")
 
 

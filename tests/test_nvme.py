@@ -31,7 +31,10 @@ def has_headers():
     return AsyncIOBuilder().is_compatible(verbose=False)
 
 
-needs_libaio = pytest.mark.skipif(not has_headers(), reason="needs the headers of libaio (infra/libaio.sh)")
+needs_libaio = pytest.mark.skipif(
+    nvme.has_cuda_without_toolkit() or not has_headers(),
+    reason="needs the headers of libaio (infra/libaio.sh), and with GPUs the CUDA toolkit",
+)
 
 
 def settings(disk, *, optimizer=False, weights=False, pipelined=False):

@@ -1,6 +1,7 @@
 """The DeepSpeed engine of a run: the user's ZeRO settings, completed by what the run's own settings decide."""
 
 import contextlib
+import gc
 import io
 import logging
 import shutil
@@ -13,7 +14,7 @@ from training import model as models
 from training import muon, nvme
 from training import optimizer as optimizers
 from training.config import Recipe
-from training.processes import Processes
+from training.processes import LONGEST_WAIT, Processes
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -42,6 +43,7 @@ def build(
     """
     import deepspeed
     import torch
+    from deepspeed.utils import groups
 
     from training.losses import computes_losses, has_liger
 
@@ -81,9 +83,33 @@ def build(
             dist_init_required=False,
         )
     muon.mend(engine.optimizer)
+    # DeepSpeed has a group of its own, for which torch's default with NCCL is 10 minutes.
+    torch.distributed.distributed_c10d._set_pg_timeout(LONGEST_WAIT, groups._get_data_parallel_group())
     if compute.compile:
         engine.compile(backend="inductor")
     return engine
+
+
+def discard(engine: "DeepSpeedEngine") -> None:
+    """Let go of an engine, so that there need not be room for the states of two; every name of it has to go as well.
+
+    DeepSpeed 0.19 itself keeps one of stage 3, in a list of modules and in the cache of a method.
+    """
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    engine.destroy()
+    parameter_offload.FWD_MODULE_STACK.clear()
+    released: Any = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
+    while not hasattr(released, "cache_clear"):  # within what instruments it
+        released = next(cell.cell_contents for cell in released.__closure__ if callable(cell.cell_contents))
+    released.cache_clear()
+
+
+def collect() -> None:
+    """Have the memory of discarded engines back: what the first round takes apart lets go of more."""
+    for _ in range(2):
+        gc.collect()
 
 
 @contextlib.contextmanager

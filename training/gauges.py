@@ -110,7 +110,7 @@ def measured_peak(device: "torch.device", precision: str) -> float:
     """Operations a second of the best of some square matrix products."""
     import torch
 
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     size = MATMUL_SIZE * (8 if device.type == "cuda" else 1)
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     best, deadline = float("inf"), time.perf_counter() + MATMUL_SECONDS

@@ -84,7 +84,7 @@ def _from_text(text: str, context_tokens: int, common: dict[str, Any]) -> "Pretr
     context = getattr(config, "max_position_embeddings", None) or context_tokens
     if context < context_tokens:
         raise ValueError(
-            f"model.config has a context of {context} tokens, batch.sequence_length is {context_tokens}; choose a "
+            f"the model has a context of {context} tokens, batch.sequence_length is {context_tokens}; choose a "
             "shorter one"
         )
     return config

@@ -65,6 +65,14 @@ def own_folders(configuration: dict[str, Any], run: Path, rank: int, world_size:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def has_cuda_without_toolkit() -> bool:
+    """Whether there are NVIDIA's GPUs, and not what DeepSpeed builds its parts with."""
+    import torch
+    from torch.utils import cpp_extension
+
+    return torch.cuda.is_available() and not torch.version.hip and cpp_extension.CUDA_HOME is None
+
+
 def _refuse_what_is_missing() -> None:
     """ValueError where DeepSpeed cannot build its reader of disks; a line where it has to."""
     if not (shutil.which("c++") or shutil.which("g++")) or not shutil.which("ninja"):
@@ -72,6 +80,10 @@ def _refuse_what_is_missing() -> None:
     from deepspeed.ops.op_builder import AsyncIOBuilder
     from torch.utils.cpp_extension import get_default_build_root
 
+    if has_cuda_without_toolkit():
+        raise ValueError(
+            "offload to nvme needs the CUDA toolkit, to build DeepSpeed's reader; install it, set CUDA_HOME"
+        )
     if not AsyncIOBuilder().is_compatible(verbose=False):
         raise ValueError("offload to nvme needs the headers of libaio (libaio-dev, libaio-devel); install them")
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
@@ -178,7 +190,9 @@ def _align_gradients() -> None:
             first = min(-offset % self.numel_alignment, tensor.numel())
             for begin, count in ((0, first), (first, tensor.numel() - first)):
                 if count:
-                    pieces.append(tensor.narrow(0, begin, count))
+                    piece = tensor.narrow(0, begin, count)
+                    # A first one that stays would keep the whole gradient.
+                    pieces.append(piece.clone() if count < tensor.numel() and not begin else piece)
                     places.append(offset + begin)
         return usual(self, pieces, places)
 

@@ -4,7 +4,6 @@ The count is what the learning rate follows. Each revision is part of the plan, 
 of plan and step.
 """
 
-import gc
 import logging
 import math
 from dataclasses import replace
@@ -40,9 +39,9 @@ def with_known_length(job: "Job", everyone: "Processes", stop: "StopRequest") ->
     engine = engines.build(job.plan.recipe, job.plan.model_config(), job.configuration, everyone)
     job.fit(engine.module)
     seconds = steps.seconds_per_step(engine, job.training, everyone, probe_seconds, stop)
-    engine.destroy()
+    engines.discard(engine)
     del engine
-    gc.collect()  # so that two engines need not fit
+    engines.collect()
     if seconds is None:
         return None
     return replace(job, plan=job.plan.ending(0, max(1, round(job.length.budget_seconds / seconds))))

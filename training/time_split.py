@@ -1,8 +1,8 @@
 """Where the time of a step goes: its forward pass, the optimizer, and the collectives that arithmetic waits for.
 
 What is left of a step's time is its backward pass. On GPUs a part lies between two events in the stream of work, which
-are read after the step, so that nothing waits for them; collectives on a stream of their own (`overlap_comm`) are not
-waited for, and do not count until something is.
+are read after the step, so that nothing waits for them. Collectives on a stream of their own (`overlap_comm`) do not
+count: what arithmetic waits for them is in the part that waits.
 """
 
 import functools

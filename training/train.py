@@ -3,7 +3,6 @@
 import contextlib
 import enum
 import functools
-import gc
 import logging
 import os
 import time
@@ -214,9 +213,9 @@ def _train(job: "Job", everyone: "Processes", stop: StopRequest) -> "Job | None"
         if outcome is not Outcome.GAVE_UP:
             break
         skipped = guard.skipped
-        engine.destroy()
+        engines.discard(engine)
         del engine, guard
-        gc.collect()  # so that two engines need not fit
+        engines.collect()
         job = job.rewound(step, skipped, everyone)
     return job if outcome is Outcome.FINISHED else None
 
