@@ -129,7 +129,9 @@ def test_spike_is_skipped_unless_that_is_not_wanted(shards, tmp_path, harm, stag
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("on_nan", "last"), [("stop", 3), ("skip", 5)])
+@pytest.mark.parametrize(
+    ("on_nan", "last"), [("stop", "3"), ("skip", "5, the last of 3 bad ones in a row (--bad_steps),")]
+)
 def test_run_ends_where_it_is_told_to(shards, tmp_path, harm, on_nan, last):
     harm("nan", 3, 4, 5)
     with started(shards, tmp_path / "run", OPTIONS | {"on_nan": on_nan}, 2, script=FAULTY) as jobs:
