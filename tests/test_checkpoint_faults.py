@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 import pytest
 from test_checks import Alone
 
-from training import checkpoint as checkpoints_of
-from training import durable
-from training.checkpoint import MARKER, Checkpoint, Checkpoints
+from training import durable, soundness
+from training.checkpoint import Checkpoints
 from training.durable import PARTIAL, describe, write_durably
+from training.marker import MARKER, Checkpoint
 from training.retention import Retention
 
 MADE = Checkpoint(0, 0, "data", 32, 0, 2, 2, "fp32")
@@ -23,9 +23,9 @@ ALONE = Alone(0, 1, None, "fp32")
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Three complete checkpoints of two files each."""
-    monkeypatch.setattr(checkpoints_of, "AGAIN_SECONDS", 0.01)
-    monkeypatch.setattr(checkpoints_of, "SEEN_SECONDS", 0.3)
-    monkeypatch.setattr(checkpoints_of, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(soundness, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(soundness, "SEEN_SECONDS", 0.3)
+    monkeypatch.setattr(soundness, "LOOK_SECONDS", 0.05)
     for step in STEPS:
         write(tmp_path, step)
     return tmp_path
@@ -103,11 +103,12 @@ def test_another_process_looks_again(folder):
     two = OfTwo(0, 2, None, "fp32")
     object.__setattr__(two, "first_look", [False, True])
     assert Checkpoints(folder).newest_sound(two).step == 6
-    read = Checkpoints(folder)._faults
     object.__setattr__(two, "first_look", [False, False])
     (folder / "step_00000006" / PART).write_bytes(b"cut")  # the second of the files, by name: of process 1 at first
-    assert read("step_00000006", two) == {}
-    assert read("step_00000006", two, again={PART: "cannot be read"}) == {PART: "has 3 of 22 bytes"}
+    assert soundness._faults(folder / "step_00000006", two) == {}
+    assert soundness._faults(folder / "step_00000006", two, again={PART: "cannot be read"}) == {
+        PART: "has 3 of 22 bytes"
+    }
 
 
 def test_only_what_a_kill_leaves_is_deleted(folder):

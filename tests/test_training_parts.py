@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training import durable
-from training.checkpoint import Checkpoint, Checkpoints
+from training.checkpoint import Checkpoints
 from training.config import Batch, Model, Optimizer, Recipe, Schedule
 from training.durable import damage, describe, write_durably
 from training.guard import Record
 from training.job import _ending
+from training.marker import Checkpoint
 from training.meter import Meter, clock, read_metrics, validation_figures, write_metrics
 from training.model import build, configuration, count_parameters
 from training.optimizer import learning_rate, parameter_groups, progress

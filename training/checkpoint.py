@@ -5,103 +5,31 @@ each process flushes what it wrote to the disk and takes its checksum, `complete
 written last, and the folder gets its name. What has another name does not count and is removed by the next run. One
 with a file that is not as it was written is found before it is used; the checkpoint before it is used instead, and it
 is kept under another name, since it may be the machine that reads it wrongly.
-The randomness of a step is keyed by the seed and the step (see `steps.seed_step`), so the marker's integers are the
-whole state of the random generators and of the data.
 """
 
-import contextlib
-import itertools
 import json
 import logging
 import re
 import shutil
-import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenizer.shard_index import flush
 from training import restoring
-from training.durable import PARTIAL, FileRecord, damaged, write_durably
-from training.guard import Record
+from training.durable import PARTIAL, FileRecord, write_durably
+from training.marker import MARKER, Checkpoint, read_marker
 from training.processes import Processes
 from training.retention import Retention
-from training.sample_chain import Chain
 from training.saved_parameters import SavedParameters
 from training.saving import Saving
+from training.soundness import newest_sound, unseen
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-MARKER = "complete.json"
-REMOVED, DAMAGED = ".removed", ".damaged"
-# How long a fault is slept over before another process looks again, and a file that one process wrote is waited for by
-# another: file systems that machines share may tell each of them of an older state, NFS by default up to 60 s.
-AGAIN_SECONDS, SEEN_SECONDS, LOOK_SECONDS = 3.0, 90.0, 0.5
+REMOVED = ".removed"
 log = logging.getLogger("train")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What the marker of a checkpoint records.
-
-    Args:
-        step: optimizer steps taken.
-        samples: training sequences consumed: the whole state of the data order.
-        data_fingerprint: of the training split.
-        sequence_length: tokens a sequence predicts.
-        seed: of the run.
-        world_size: processes that wrote it; DeepSpeed's files hold one part for each.
-        zero_stage: ZeRO stage of those files.
-        precision: fp32, bf16 or fp16, of the weights trained.
-        validation_loss: of this step, where it was evaluated.
-        guard: what the judge of bad steps remembers.
-        chain: running digest of all sample numbers.
-    """
-
-    step: int
-    samples: int
-    data_fingerprint: str
-    sequence_length: int
-    seed: int
-    world_size: int
-    zero_stage: int
-    precision: str
-    validation_loss: float | None = None
-    guard: Record = field(default_factory=Record)
-    chain: Chain = field(default_factory=Chain)
-
-    @property
-    def name(self) -> str:
-        return f"step_{self.step:08d}"
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "Checkpoint":
-        """The inverse of `dataclasses.asdict`; what else a marker holds is left out."""
-        known = {entry.name: record[entry.name] for entry in fields(cls) if entry.name in record}
-        if "guard" in known:
-            known["guard"] = Record(**known["guard"] | {"norms": tuple(known["guard"]["norms"])})
-        step = known["step"]
-        known["chain"] = Chain.from_record(known.get("chain", {"step": step, "digest": "", "marks": [(step, "")]}))
-        return cls(**known)
-
-    def refuse_other(self, other: "Checkpoint") -> None:
-        """ValueError if a run like `other` cannot go on from here, and why."""
-        if (self.data_fingerprint, self.sequence_length) != (other.data_fingerprint, other.sequence_length):
-            raise ValueError(
-                f"{self.name} was trained on data {self.data_fingerprint} in sequences of {self.sequence_length}, "
-                f"this run has {other.data_fingerprint} in sequences of {other.sequence_length}; give the same "
-                "shards and length, or another --output"
-            )
-        if self.samples != other.samples:
-            raise ValueError(
-                f"{self.name} has seen {self.samples} sequences, this run would have seen {other.samples}; "
-                "plan.json was changed, put back the one that the run wrote"
-            )
-        if self.precision != other.precision:
-            raise ValueError(
-                f"{self.name} was saved in {self.precision}, this run has {other.precision}; resume with what saved it"
-            )
 
 
 class Checkpoints:
@@ -122,81 +50,21 @@ class Checkpoints:
 
     def complete(self) -> list[Checkpoint]:
         """All complete checkpoints, oldest first."""
-        found = (_read(self.folder / name / MARKER) for name in self._names())
+        found = (read_marker(self.folder / name / MARKER) for name in self._names())
         return [checkpoint for checkpoint in found if checkpoint is not None]
 
     def _names(self) -> list[str]:
         """Of all folders that were whole once, oldest first."""
-        paths = self.folder.glob("step_*")
-        return sorted(
-            (path.name for path in paths if re.fullmatch(r"step_\d+", path.name) and path.is_dir()), key=_step
-        )
+        names = (path.name for path in self.folder.glob("step_*") if path.is_dir())
+        return sorted((name for name in names if re.fullmatch(r"step_\d+", name)), key=_step)
 
     def latest_complete(self) -> Checkpoint | None:
         """The newest checkpoint that was written whole, or None."""
         return max(self.complete(), key=lambda checkpoint: checkpoint.step, default=None)
 
     def newest_sound(self, processes: Processes) -> Checkpoint | None:
-        """The newest checkpoint whose files are as they were written, None if there is none; every process must call.
-
-        Each process reads its share of the files, which are in memory then for loading. Newer checkpoints, which are
-        damaged, are told of and set aside under another name.
-
-        Raises:
-            ValueError: on all processes, if all are damaged; they stay as they are.
-        """
-        names, damaged = processes.from_first(self._names()), dict[str, str]()
-        while names:
-            name = names.pop()
-            fault = self._fault(name, processes)
-            if fault is None:
-                if processes.is_first:
-                    self._set_aside(damaged, name)
-                return processes.from_first(_read(self.folder / name / MARKER))  # type: ignore[no-any-return]
-            damaged[name] = fault
-        if damaged:
-            name, fault = next(iter(damaged.items()))
-            raise ValueError(
-                f"{self.folder / name}: {fault}, and there is no other that is sound; put the file back, or begin "
-                "anew with --overwrite"
-            )
-        return None
-
-    def _fault(self, name: str, processes: Processes) -> str | None:
-        """What is wrong with a checkpoint, as two processes see it, on machines of their own where there are any."""
-        faults = self._faults(name, processes)
-        if not faults:
-            return None
-        time.sleep(AGAIN_SECONDS)
-        if again := self._faults(name, processes, again=faults):
-            return " ".join(next(iter(again.items())))
-        if processes.is_first:
-            log.warning("%s: %s at first, and is whole now", name, " ".join(next(iter(faults.items()))))
-        return None
-
-    def _faults(self, name: str, processes: Processes, again: dict[str, str] | None = None) -> dict[str, str]:
-        """Damaged files and what is wrong with each; those of `again` are read by another process than before."""
-        mine, folder = processes.rank, self.folder / name
-        if again is not None:
-            mine += max(1, processes.world_size // 2)
-        try:
-            files: dict[str, FileRecord] = json.loads((folder / MARKER).read_text()).get("files", {})
-            names = sorted(files)[mine % processes.world_size :: processes.world_size]
-            read = {file: files[file] for file in names if again is None or MARKER in again or file in again}
-            found = dict(damaged(folder, read, quiet=not processes.is_first))
-        except (OSError, ValueError, AttributeError) as error:
-            found = {MARKER: f"cannot be read ({error})"}
-        if processes.is_first and _read(folder / MARKER) is None:
-            found = {MARKER: "cannot be read"}
-        return {file: fault for share in processes.gathered(found) for file, fault in share.items()}
-
-    def _set_aside(self, damaged: dict[str, str], sound: str) -> None:
-        """Give damaged checkpoints a name under which they do not count, and stay."""
-        for name, fault in damaged.items():
-            names = (f"{name}{DAMAGED}-{number}" for number in itertools.count(1))
-            aside = next(other for other in names if not (self.folder / other).exists())
-            (self.folder / name).rename(self.folder / aside)
-            log.warning("%s is damaged: %s; going on from %s, and keeping it as %s", name, fault, sound, aside)
+        """See `soundness.newest_sound`."""
+        return newest_sound(self.folder, self._names(), processes)
 
     def drop(self, checkpoint: Checkpoint, processes: Processes) -> None:
         """Remove a checkpoint that is not to be gone on with; every process must call."""
@@ -207,7 +75,7 @@ class Checkpoints:
     def remove_incomplete(self) -> None:
         """Delete what a killed run left half-written, or half-removed, and nothing that somebody put there."""
         for path in self.folder.glob("step_*"):
-            if re.fullmatch(rf"step_\d+({PARTIAL}|{REMOVED})", path.name):
+            if re.fullmatch(rf"step_\d+({re.escape(PARTIAL)}|{re.escape(REMOVED)})", path.name):
                 _delete(path)
 
     def save(self, engine: "DeepSpeedEngine", checkpoint: Checkpoint, processes: Processes) -> None:
@@ -252,10 +120,8 @@ class Checkpoints:
     def _complete(self, checkpoint: Checkpoint, files: dict[str, FileRecord]) -> list[str]:
         """Give a whole checkpoint its marker and its name; why that failed, if it did."""
         partial, final = self.folder / (checkpoint.name + PARTIAL), self.path(checkpoint)
-        if unseen := _unseen(partial, files):
-            return [
-                f"the first process does not see {unseen} of another; --output is to be one folder for all machines"
-            ]
+        if name := unseen(partial, files):
+            return [f"the first process does not see {name} of another; --output is to be one folder for all machines"]
         try:
             for path in (partial, *partial.rglob("*")):
                 if path.name not in files:
@@ -308,32 +174,6 @@ class Checkpoints:
 
 def _step(name: str) -> int:
     return int(name.removeprefix("step_"))
-
-
-def _read(marker: Path) -> Checkpoint | None:
-    """What a marker says; None where it cannot be read, which makes its checkpoint absent."""
-    try:
-        return Checkpoint.from_record(json.loads(marker.read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s cannot be read: %s", marker, error)
-        return None
-
-
-def _unseen(folder: Path, files: dict[str, FileRecord]) -> str | None:
-    """A file of a folder that is not there as the process that wrote it says, however long it is waited for."""
-    deadline = time.monotonic() + SEEN_SECONDS
-    for name, record in files.items():
-        while _size(folder / name) != record["bytes"]:
-            if time.monotonic() > deadline:
-                return name
-            time.sleep(LOOK_SECONDS)
-    return None
-
-
-def _size(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return path.stat().st_size
-    return -1
 
 
 def _remove(folder: Path) -> None:

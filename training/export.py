@@ -14,8 +14,9 @@ from tokenizer.command_line import run as run_command_line
 from tokenizer.encode import MASK, TOKENIZER_FILE
 from tokenizer.whole_folder import whole_folder
 from training import data_card, model_card
-from training.checkpoint import MARKER, Checkpoint, Checkpoints
+from training.checkpoint import Checkpoints
 from training.durable import FileRecord, damaged
+from training.marker import MARKER, Checkpoint
 from training.meter import read_metrics
 from training.run_folder import Plan, RunFolder
 

@@ -11,10 +11,11 @@ from tokenizer.encode import Encoder
 from tokenizer.shards import ShardIndex
 from training.attention import takes_borders
 from training.batches import EvaluationBatches, TrainingBatches
-from training.checkpoint import Checkpoint, Checkpoints
+from training.checkpoint import Checkpoints
 from training.config import Recipe
 from training.engine import zero_stage
 from training.guard import Record, Tolerance
+from training.marker import Checkpoint
 from training.meter import read_metrics, require_wandb
 from training.objectives import prediction, refuse_other_model
 from training.optimizer import learning_rate

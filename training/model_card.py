@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from tokenizer.encode import MASK, sentinel
 from training import data_card
-from training.checkpoint import Checkpoint
 from training.line_charts import Line, chart
+from training.marker import Checkpoint
 from training.meter import Row
 from training.run_folder import Plan
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from training.checkpoint import Checkpoint
+    from training.marker import Checkpoint
 
 
 @dataclass(frozen=True)

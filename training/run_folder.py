@@ -11,9 +11,9 @@ from typing import Any
 
 from tokenizer.encode import TOKENIZER_FILE, Encoder
 from tokenizer.shards import ShardIndex
-from training.checkpoint import MARKER
 from training.config import Recipe
 from training.durable import PARTIAL, write_durably
+from training.marker import MARKER
 from training.meter import Row, read_metrics, write_metrics
 from training.optimizer import Planned
 from training.run_lock import LOCK

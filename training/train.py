@@ -26,8 +26,8 @@ from training.zero_settings import read_configuration
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-    from training.checkpoint import Checkpoint
     from training.job import Job
+    from training.marker import Checkpoint
     from training.meter import Meter, Row
     from training.processes import Processes
     from training.samples import Samples
