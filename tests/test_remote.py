@@ -345,8 +345,10 @@ def test_a_key_that_breaks_the_uri_is_not_told(tmp_path):
 
 def test_a_run_on_s3_is_that_on_the_folder(bucket, tmp_path):
     near = make_shards(tmp_path / "near")
-    train(near, tmp_path / "run", SHORT, world_size=1)
-    train(upload(near, bucket, "trained"), tmp_path / "far_run", SHORT, world_size=1)
+    train(near, tmp_path / "run", SHORT)
+    printed = train(upload(near, bucket, "trained"), tmp_path / "far_run", SHORT, machines=2)
+    told = f"copies of shards go to {tmp_path}/far_run.cache, for all machines; --cache is best on a disk of each"
+    assert [told in lines for lines in printed] == [True, False]
     assert losses(tmp_path / "far_run") == losses(tmp_path / "run")
     missing = [sys.executable, *words("s3://corpus/nothing", tmp_path / "no_run", SHORT)]
     done = subprocess.run(missing, capture_output=True, text=True, check=False)

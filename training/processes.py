@@ -187,6 +187,12 @@ def _complete_rendezvous(local_rank: int) -> None:
     environment.setdefault("LOCAL_SIZE", environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"]))
 
 
+def on_several_machines() -> bool:
+    """Whether the environment tells of more processes than this machine has."""
+    here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE")
+    return here is not None and _count("LOCAL_SIZE", here) < world_size()
+
+
 def world_size() -> int:
     """How many processes the environment says there are; ValueError where that is no number of them."""
     return _count("WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))

@@ -100,6 +100,11 @@ class Storage:
         self.places = places
         self.folders = [self._caches[place].folder if place in self._caches else Path(place) for place in places]
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether any folder is read through copies."""
+        return bool(self._caches)
+
     def streams(self, split: str, *, first: bool = False) -> list[CheckedStream]:
         """A split of every folder, or of the first alone."""
         from training.remote import RemoteStream

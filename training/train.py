@@ -135,6 +135,8 @@ def main(
                 raise ValueError(f"{name} {value} is below 0; choose 0 or more")
         world_size = processes.world_size()
         storage = Storage(shards, cache=Path(cache or f"{output}.cache"), cache_bytes=cache_bytes)
+        if storage.is_remote and not cache and processes.on_several_machines():
+            log.warning("copies of shards go to %s.cache, for all machines; --cache is best on a disk of each", output)
         model = read_pretrained(from_pretrained, model, storage.folders[0]) if from_pretrained else model.read()
         recipe = Recipe(model, batch, optimizer, schedule, seed, compute, from_pretrained, data, objective, attention)
         configuration = read_configuration(deepspeed, recipe, world_size)
