@@ -174,6 +174,7 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_lives_and_not_after
     assert code == 0, printed
 
 
+@pytest.mark.slow
 def test_overwriting_is_done_once_by_a_job_that_is_queued_again(shards, tmp_path, monkeypatch):
     """The same command, `--overwrite` and all, goes on after a restart; another job begins anew."""
     run, steps = tmp_path / "run", {"max_steps": 6, "overwrite": "true", "schedule.final_fraction": 0.1}
@@ -196,6 +197,7 @@ def test_overwriting_is_done_once_by_a_job_that_is_queued_again(shards, tmp_path
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_more_steps_at_a_learning_rate_of_nothing_are_refused(shards, tmp_path):
     run, options = tmp_path / "run", SHORT | {"max_steps": 4, "schedule.final_fraction": 0}
     train(shards, run, options, 1)

@@ -438,3 +438,14 @@ def test_folder_that_was_being_laid_out_when_its_run_was_killed_can_be_begun(hol
     folder.begin(PLAN, tmp_path / "tokenizer.json", begun=False)
     assert folder.is_begun(PLAN.recipe, PLAN.data_fingerprint, resume=True, overwrite=False)
     assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "plan.json", "tokenizer"]
+
+
+def test_job_that_is_queued_again_does_not_overwrite_what_it_began(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(replace(PLAN, begun_by="77"), tmp_path / "tokenizer.json", begun=False)
+    for job, restarts, goes_on in (("77", "0", False), ("77", "1", True), ("78", "1", False), ("", "1", False)):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        for resume in (True, False):
+            assert folder.is_begun(PLAN.recipe, PLAN.data_fingerprint, resume=resume, overwrite=True) == goes_on
