@@ -325,6 +325,40 @@ def test_damage_and_loss_in_s3_are_named_without_the_keys_of_the_uri(folder, buc
         read_all(stream)
 
 
+def test_shards_that_s3_lacks_are_told_before_the_first_step(bucket, tmp_path):
+    near = make_shards(tmp_path / "near")
+    place, shard = upload(near, bucket, "lacking"), json.loads((near / "index.json").read_text())["shards"][2]
+    name, size = shard["name"], (near / shard["name"]).stat().st_size
+    with bucket.open_output_stream(f"corpus/lacking/{name}") as file:
+        file.write((near / name).read_bytes()[:-1])
+    shorter = f"error: shard {place}/{name} has {size - 1:,} bytes, the index says {size:,}; write it again\n"
+    missing = f"error: {place}/{name} is missing; write the shards again, or copy it there\n"
+    for told in (shorter, missing):
+        if told == missing:
+            bucket.delete_file(f"corpus/lacking/{name}")
+        with started(place, tmp_path / "run", SHORT, world_size=2) as jobs:
+            codes, outputs = finish(jobs)
+        assert codes == [1, 1]
+        assert outputs[0] == told
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_may_not_be_listed_is_read_all_the_same(folder, tmp_path, monkeypatch, caplog):
+    place = storage(folder, tmp_path)
+    (stream,) = place.streams("train")
+
+    def refused(_):
+        raise PermissionError(errno.EACCES, "no right to list")
+
+    remote_folder = SimpleNamespace(get_file_info=refused, open_input_stream=stream._cache._remote.open_input_stream)
+    monkeypatch.setattr(stream._cache, "_remote", remote_folder)
+    stream.require(range(len(stream.shards)))
+    assert caplog.messages == [
+        f"{folder.as_uri()} cannot be listed, so shards are not looked for: [Errno 13] no right to list"
+    ]
+    np.testing.assert_array_equal(read_all(stream), read_all(CheckedStream(folder)))
+
+
 @pytest.mark.parametrize(
     ("place", "told"),
     [

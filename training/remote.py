@@ -45,6 +45,10 @@ def without_keys(place: str) -> str:
     return re.sub(r"(?<=://).*@", "", place).split("?")[0].rstrip("/")
 
 
+def _in_a_line(error: OSError) -> str:
+    return " ".join(str(error).split())
+
+
 class _Notes:
     """Lines that the processes which use a cache leave for each other; they are gone for the first that uses it again.
 
@@ -116,6 +120,32 @@ class Cache:
             with self._locked():
                 self._have(shard)
 
+    def require(self, shards: Iterable[Shard]) -> None:
+        """ValueError names one of these that the remote folder lacks, or has in another size, by one listing of it.
+
+        Where the right to list is missing, as keys for reading alone may lack it, a shard is looked for when it is
+        first wanted.
+        """
+        from pyarrow import fs
+
+        try:
+            listed = self._remote.get_file_info(fs.FileSelector(self._root))
+        except OSError as error:
+            log.warning("%s cannot be listed, so shards are not looked for: %s", self.place, _in_a_line(error))
+            return
+        sizes = {found.base_name: found.size for found in listed}
+        for shard in shards:
+            if shard.name not in sizes:
+                raise self._missing(shard.name)
+            if sizes[shard.name] != shard.file_bytes:
+                raise ValueError(
+                    f"shard {self.place}/{shard.name} has {sizes[shard.name]:,} bytes, the index says "
+                    f"{shard.file_bytes:,}; write it again"
+                )
+
+    def _missing(self, name: str) -> ValueError:
+        return ValueError(f"{self.place}/{name} is missing; write the shards again, or copy it there")
+
     def _have(self, shard: Shard) -> None:
         identity = self._identity(shard)
         if identity and identity in self._notes:
@@ -152,7 +182,7 @@ class Cache:
             except OSError as error:
                 if seconds is None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                     raise
-                log.warning("%s/%s: %s; again in %d s", self.place, shard.name, " ".join(str(error).split()), seconds)
+                log.warning("%s/%s: %s; again in %d s", self.place, shard.name, _in_a_line(error), seconds)
                 time.sleep(seconds)
 
     def _copy(self, name: str, xxh3_128: str = "") -> None:
@@ -167,7 +197,7 @@ class Cache:
                 copy.flush()
                 os.fsync(copy.fileno())
         except FileNotFoundError:
-            raise ValueError(f"{self.place}/{name} is missing; write the shards again, or copy it there") from None
+            raise self._missing(name) from None
         if xxh3_128 and digest.hexdigest() != xxh3_128:
             partial.unlink()
             raise ValueError(
@@ -223,7 +253,8 @@ class RemoteStream(CheckedStream):
             self._fetcher.start()
 
     def require(self, numbers: Iterable[int]) -> None:
-        """Nothing: each shard is asked for at its source when it is first wanted."""
+        """As of every stream, by the names and sizes at the source."""
+        self._cache.require(self.shards[number] for number in numbers)
 
     def check(self, number: int) -> None:
         """Have a sound copy of a shard, whether it was verified before or not: it may have made room for others."""
