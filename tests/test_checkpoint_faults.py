@@ -24,8 +24,7 @@ ALONE = Alone(0, 1, None, "fp32")
 def folder(tmp_path, monkeypatch):
     """Three complete checkpoints of two files each."""
     monkeypatch.setattr(soundness, "AGAIN_SECONDS", 0.01)
-    monkeypatch.setattr(soundness, "SEEN_SECONDS", 0.3)
-    monkeypatch.setattr(soundness, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(durable, "SEEN_SECONDS", 0.3)
     for step in STEPS:
         write(tmp_path, step)
     return tmp_path

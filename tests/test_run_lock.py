@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from training import run_lock
+from training import durable, run_lock
 from training.run_lock import LOCK, held
 
 ALONE = SimpleNamespace(is_first=True, from_first=lambda value: value, gathered=lambda value: [value])
@@ -119,7 +119,7 @@ def test_folder_that_cannot_be_made_is_a_line(tmp_path):
 
 
 def test_folder_that_is_another_one_on_another_machine_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_lock, "SEEN_SECONDS", 0.3)
+    monkeypatch.setattr(durable, "SEEN_SECONDS", 0.3)
     first = {"machine": "first", "process": 7, "started": "then"}
     second = SimpleNamespace(
         is_first=False, from_first=lambda value: (None, False, first), gathered=lambda own: [True, own]

@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tokenizer.shard_index import write_whole
 
 PARTIAL = ".partial"
 CHUNK_BYTES = 1 << 22
+# How long another machine may take to see a file that is there: NFS looks again after up to 60 s by default.
+SEEN_SECONDS, LOOK_SECONDS = 90.0, 0.2
 
 FileRecord = dict[str, int | str]
 
@@ -57,6 +60,16 @@ def damage(path: Path, record: FileRecord, progress: Progress | None = None) -> 
         return "is missing"
     except OSError as error:  # of the disk
         return f"cannot be read: {error.strerror}"
+
+
+def seen(is_there: Callable[[], bool]) -> bool:
+    """Whether what another process wrote comes to be seen by this one, waited for as long as that may take."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not is_there():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_SECONDS)
+    return True
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from training.durable import seen
 from training.processes import Processes
 from training.stopping import StopRequest
 
 LOCK = ".lock"
 # A machine that died keeps its locks on a shared file system until its lease ends, 90 s by NFS's default.
-WAIT_SECONDS, LOOK_SECONDS = 120.0, 2.0
-# How long another machine may take to see a file that is there: NFS looks again after up to 60 s by default.
-SEEN_SECONDS, SEEN_LOOK_SECONDS = 90.0, 0.2
+WAIT_SECONDS, LOOK_SECONDS, AGAIN_SECONDS = 120.0, 2.0, 0.2
 Holder = dict[str, str | int]
 log = logging.getLogger("train")
 
@@ -69,7 +68,7 @@ def _acquired(folder: Path, stop: StopRequest) -> tuple[IO[str] | None, str | No
                 file.close()  # its holder ended, and took it away, between our opening and locking it
                 if time.monotonic() > deadline:
                     return None, f"{folder / LOCK} is another file each time it is looked at; choose another --output"
-                time.sleep(SEEN_LOOK_SECONDS)
+                time.sleep(AGAIN_SECONDS)
                 continue
             holder = _holder(file)
             file.close()
@@ -103,14 +102,13 @@ def _is_the_one(file: IO[str], path: Path) -> bool:
 
 def _is_seen(folder: Path, holder: Holder) -> bool:
     """Whether the lock is here, as the process wrote it that holds it."""
-    deadline = time.monotonic() + SEEN_SECONDS
-    while True:
+
+    def is_there() -> bool:
         with contextlib.suppress(OSError), (folder / LOCK).open() as file:
-            if _holder(file) == holder:
-                return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(SEEN_LOOK_SECONDS)
+            return _holder(file) == holder
+        return False
+
+    return seen(is_there)
 
 
 def _sign(file: IO[str]) -> None:

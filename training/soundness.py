@@ -5,20 +5,19 @@ machine, and not the disk, that reads wrongly.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
 import time
 from pathlib import Path
 
-from training.durable import FileRecord, damaged
+from training.durable import FileRecord, damaged, seen
 from training.marker import MARKER, Checkpoint, read_marker
 from training.processes import Processes
 
 DAMAGED = ".damaged"
-# How long a fault is slept over before another process looks again, and a file that one process wrote is waited for by
-# another.
-AGAIN_SECONDS, SEEN_SECONDS, LOOK_SECONDS = 3.0, 90.0, 0.5
+AGAIN_SECONDS = 3.0  # after which another process looks at a fault again
 log = logging.getLogger("train")
 
 
@@ -90,16 +89,13 @@ def _set_aside(folder: Path, faulty: dict[str, str], sound: str) -> None:
 
 def unseen(folder: Path, files: dict[str, FileRecord]) -> str | None:
     """A file of a folder that is not there as the process that wrote it says, however long it is waited for."""
-    deadline = time.monotonic() + SEEN_SECONDS
     for name, record in files.items():
-        while _size(folder / name) != record["bytes"]:
-            if time.monotonic() > deadline:
-                return name
-            time.sleep(LOOK_SECONDS)
+        if not seen(functools.partial(_has_size, folder / name, int(record["bytes"]))):
+            return name
     return None
 
 
-def _size(path: Path) -> int:
+def _has_size(path: Path, size: int) -> bool:
     with contextlib.suppress(OSError):
-        return path.stat().st_size
-    return -1
+        return path.stat().st_size == size
+    return False
