@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -185,6 +186,55 @@ def test_a_store_that_refuses_for_a_while_is_waited_for(folder, tmp_path, monkey
     left[0] = 1000
     with pytest.raises(OSError, match="SLOW_DOWN"):
         other.check(0)
+
+
+def test_a_shard_that_the_store_refuses_keeps_no_other_waiting(folder, tmp_path, monkeypatch):
+    """Neither of this process nor of another, and what is copied ahead is tried once."""
+    (stream,), (other,) = (storage(folder, tmp_path).streams("train") for _ in range(2))
+    usual, tries, refused, patience = remote.Cache._copy, [], threading.Event(), threading.Event()
+
+    def refusing(cache, name, checksum=""):
+        tries.append(name)
+        if name == "train-2.arrow":
+            raise OSError("When reading: AWS Error SLOW_DOWN")
+        usual(cache, name, checksum)
+
+    def sleep(_):
+        refused.set()
+        patience.wait(60)
+
+    monkeypatch.setattr(remote.Cache, "_copy", refusing)
+    monkeypatch.setattr(remote.time, "sleep", sleep)
+
+    def wait():
+        with pytest.raises(OSError, match="SLOW_DOWN"):
+            stream.check(2)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    try:
+        assert refused.wait(60)
+        for near in (stream, other):
+            near.check(0)
+        other.expect(np.array([other._ends[1], other._ends[2]]))
+        while "train-3.arrow" not in tries:
+            patience.wait(0.01)
+        assert tries == ["train-2.arrow", "train-0.arrow", "train-2.arrow", "train-3.arrow"]
+    finally:
+        patience.set()
+        waiting.join()
+
+
+def test_a_full_disk_keeps_no_half_of_a_copy(folder, tmp_path, monkeypatch):
+    (stream,) = storage(folder, tmp_path).streams("train")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(remote.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        stream.check(0)
+    assert not list(stream.folder.glob("*.partial"))
 
 
 def test_a_file_system_without_locks_is_told_in_a_line(folder, tmp_path, monkeypatch):

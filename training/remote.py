@@ -2,7 +2,8 @@
 
 A shard is copied when it is first needed, or ahead of that, hashed as it comes, and put in its place whole; the oldest
 copies make room. A copy that is there from before is hashed once, and fetched anew if it is not what the index says.
-All processes of a machine share the folder: one copies or hashes at a time, under a lock.
+All processes of a machine share the folder: one copies or hashes at a time, under a lock, which is free while a store
+that refuses is waited for.
 """
 
 import errno
@@ -15,7 +16,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -111,14 +112,23 @@ class Cache:
                 else:
                     (self.folder / name).unlink(missing_ok=True)
 
-    def fetch(self, shard: Shard) -> None:
+    def fetch(self, shard: Shard, patience: Sequence[float] = PATIENCE_SECONDS) -> None:
         """Have a sound copy of a shard on the disk; ValueError names one that is missing or damaged at its source.
 
         A copy that was fetched or hashed since the first of the processes that use the cache opened it costs a stat.
+
+        Args:
+            patience: seconds after which it is tried again where it fails, one after the other.
         """
-        if self._identity(shard) not in self._notes.known:
-            with self._locked():
+        for seconds in (*patience, None):
+            try:
                 self._have(shard)
+                return
+            except OSError as error:
+                if seconds is None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                    raise
+                log.warning("%s/%s: %s; again in %d s", self.place, shard.name, _in_a_line(error), seconds)
+                time.sleep(seconds)
 
     def require(self, shards: Iterable[Shard]) -> None:
         """ValueError names one of these that the remote folder lacks, or has in another size, by one listing of it.
@@ -147,15 +157,18 @@ class Cache:
         return ValueError(f"{self.place}/{name} is missing; write the shards again, or copy it there")
 
     def _have(self, shard: Shard) -> None:
-        identity = self._identity(shard)
-        if identity and identity in self._notes:
+        if self._identity(shard) in self._notes.known:
             return
-        path = self.folder / shard.name
-        if damage(path, {"bytes": shard.file_bytes, "xxh3_128": shard.xxh3_128}):
-            path.unlink(missing_ok=True)
-            self._make_room(shard.file_bytes)
-            self._copy_patiently(shard)
-        self._notes.add(self._identity(shard))
+        with self._locked():
+            identity = self._identity(shard)
+            if identity and identity in self._notes:
+                return
+            path = self.folder / shard.name
+            if damage(path, {"bytes": shard.file_bytes, "xxh3_128": shard.xxh3_128}):
+                path.unlink(missing_ok=True)
+                self._make_room(shard.file_bytes)
+                self._copy(shard.name, shard.xxh3_128)
+            self._notes.add(self._identity(shard))
 
     def _identity(self, shard: Shard) -> str:
         """Tells a copy from any other, and from itself once it was written to; empty if there is none."""
@@ -174,17 +187,6 @@ class Cache:
             file.unlink()
             total -= size
 
-    def _copy_patiently(self, shard: Shard) -> None:
-        for seconds in (*PATIENCE_SECONDS, None):
-            try:
-                self._copy(shard.name, shard.xxh3_128)
-                return
-            except OSError as error:
-                if seconds is None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                    raise
-                log.warning("%s/%s: %s; again in %d s", self.place, shard.name, _in_a_line(error), seconds)
-                time.sleep(seconds)
-
     def _copy(self, name: str, xxh3_128: str = "") -> None:
         """Copy a file whole or not at all; ValueError if it has not the checksum that is given."""
         # Where locks do not reach other machines, each still writes a file of its own.
@@ -196,14 +198,15 @@ class Cache:
                     copy.write(block)
                 copy.flush()
                 os.fsync(copy.fileno())
+            if xxh3_128 and digest.hexdigest() != xxh3_128:
+                raise ValueError(
+                    f"shard {self.place}/{name} is damaged: its checksum differs from the index; write it again"
+                )
+            partial.replace(self.folder / name)
         except FileNotFoundError:
             raise self._missing(name) from None
-        if xxh3_128 and digest.hexdigest() != xxh3_128:
-            partial.unlink()
-            raise ValueError(
-                f"shard {self.place}/{name} is damaged: its checksum differs from the index; write it again"
-            )
-        partial.replace(self.folder / name)
+        finally:
+            partial.unlink(missing_ok=True)
         flush((self.folder / name).parent)
 
     @contextmanager
@@ -293,6 +296,6 @@ class RemoteStream(CheckedStream):
         while True:
             number = self._expected.get()
             try:
-                self._cache.fetch(self.shards[number])
+                self._cache.fetch(self.shards[number], patience=())
             except (ValueError, OSError):
-                continue  # the step that reads it says what is wrong
+                continue  # the step that reads it is patient, and says what is wrong
