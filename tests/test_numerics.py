@@ -249,12 +249,14 @@ def test_loss_of_a_mixture_of_experts_is_that_of_transformers_with_what_balances
 
 
 def test_model_is_as_before_without_labels_and_heads_of_other_kinds_are_refused():
-    from transformers import CohereConfig, CohereForCausalLM
+    from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
     rows, plain = torch.arange(8).view(1, 8), fresh_model()
     with_losses = computes_losses(fresh_model(), chunk_tokens=3, z_loss=0.0, autocast=None)
     assert torch.equal(with_losses(input_ids=rows).logits, plain(input_ids=rows).logits)
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     scaled = CohereForCausalLM(CohereConfig(vocab_size=50, logit_scale=0.1, **small))
-    with pytest.raises(ValueError, match="computes its logits in its own way"):
-        computes_losses(scaled, chunk_tokens=3, z_loss=0.0, autocast=None)
+    capped = Gemma2ForCausalLM(Gemma2Config(vocab_size=50, num_key_value_heads=2, head_dim=16, **small))
+    for model in (scaled, capped):
+        with pytest.raises(ValueError, match="computes its logits in its own way"):
+            computes_losses(model, chunk_tokens=3, z_loss=0.0, autocast=None)

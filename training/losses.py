@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IGNORED = -100
-PROBE_TOLERANCE = 1e-4
+PROBE_LOGIT, PROBE_TOLERANCE = 100.0, 1e-4
 
 Sums = tuple[torch.Tensor, torch.Tensor]
 
@@ -225,8 +225,11 @@ def _refuse_other_heads(model: "PreTrainedModel", head: Any) -> None:
     model.eval()
     with torch.no_grad():
         ids = torch.tensor([[0, 1]])
-        whole = model(input_ids=ids).logits
-        parts = head(model.base_model(input_ids=ids).last_hidden_state)
+        hidden = model.base_model(input_ids=ids).last_hidden_state
+        # As large as a trained model's: a cap (tanh) does not show on the small ones of fresh weights.
+        scale = PROBE_LOGIT / head(hidden).abs().max().clamp(min=torch.finfo(hidden.dtype).tiny)
+        with head.register_forward_hook(lambda _head, _inputs, logits: logits * scale):
+            whole, parts = model(input_ids=ids).logits, head(hidden)
     model.train(training)
     if not torch.allclose(whole, parts, atol=PROBE_TOLERANCE):
         raise ValueError(line)
