@@ -127,7 +127,7 @@ def test_sequence_length_warmup_reads_the_same_tokens_in_shorter_rows(folders, w
             np.testing.assert_array_equal(
                 np.concatenate([part[name].reshape(-1) for part in shares]), whole[name].flatten()
             )
-    assert lengths == [8, 8, 16, 16, 32, 32, 32, 32]
+    assert lengths == [8, 8, 8, 16, 16, 16, 32, 32]
 
 
 def test_a_warmup_length_that_halving_does_not_reach_is_refused(folders):

@@ -91,7 +91,7 @@ class TrainingBatches:
         step = consumed // self.sequences
         if step >= self._warmup_steps:
             return self.sequence_length
-        return self.lengths[step * len(self.lengths) // self._warmup_steps]
+        return self.lengths[step * (len(self.lengths) - 1) // self._warmup_steps]
 
     def epochs(self, consumed: int) -> dict[str, float]:
         """How often each folder has been read after `consumed` sequences, where there are several."""

@@ -155,7 +155,7 @@ class Data:
             storage and disks that seek need: a quarter of --cache_bytes is a good choice there.
         warmup_length: sequence length of the first steps, batch.sequence_length halved some times; each step still
             reads the same tokens, in more and shorter rows.
-        warmup_steps: steps until the full sequence length; each length on the way has equally many. 0 = no warm-up.
+        warmup_steps: steps below the full sequence length; each length on the way has equally many. 0 = no warm-up.
     """
 
     weights: list[float] = field(default_factory=list)
