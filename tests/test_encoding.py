@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,19 @@ def test_a_tokenizer_that_is_not_known_is_not_cut(folders):
     ]
     for change in changes:
         assert long_documents.cutter_of(settings_of["gpt2"] | change) is None
+
+
+def test_a_tokenizer_that_the_fast_encoder_does_not_take_is_encoded_by_tokenizers(folders, tmp_path, caplog):
+    record = json.loads((folders["gpt2"] / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(record | {"normalizer": {"type": "Lowercase"}}))
+    texts = ["Def F(X):\n    Return X", ""]
+    found = Encoder(tmp_path).encode_batch(pa.array(texts))
+    expected = [one.ids for one in Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode_batch(texts)]
+    assert [found.ids[begin:end].tolist() for begin, end in pairwise(found.bounds)] == expected
+    assert caplog.messages == [
+        "gigatoken does not take this tokenizer (Unsupported normalizer type: Lowercase): tokenizers encodes, some 80 "
+        "times slower"
+    ]
 
 
 class Wrong:

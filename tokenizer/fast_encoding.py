@@ -106,6 +106,7 @@ def fast_encoder(settings: Mapping[str, Any]) -> FastEncoder | None:
         return Gigatoken(json.dumps(plain))
     except ImportError:
         log.warning("gigatoken is not installed: tokenizers encodes, some 80 times slower")
-    except (ValueError, NotImplementedError) as error:
-        log.warning("gigatoken does not take this tokenizer (%s): tokenizers encodes, some 80 times slower", error)
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        log.warning("gigatoken does not take this tokenizer (%s): tokenizers encodes, some 80 times slower", reason)
     return None
