@@ -1,5 +1,6 @@
 """Objectives: what becomes of rows, documents attended to alone, and models that learn each by heart."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_shards import documents, make_tokenizer
 
-from tokenizer.encode import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, MASK, sentinel
+from tokenizer.encode import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, MASK, TOKENIZER_FILE, Encoder, sentinel
 from training.config import Model, Objective
 from training.fill_in_middle import FillInTheMiddle
 from training.micro_batch import MicroBatch
@@ -29,8 +30,13 @@ END = 0
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "full", vocab_size=320, more=MARKERS)
+def tokenizer_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tokenizer") / "full"
+
+
+@pytest.fixture(scope="module")
+def encoder(tokenizer_folder):
+    return make_tokenizer(tokenizer_folder, vocab_size=320, more=MARKERS)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +179,21 @@ def test_filling_in_the_middle_cuts_at_characters_and_keeps_place_and_text(suffi
                 inside_token += not np.array_equal(joined[:-1], np.concatenate([part[:-1] for part in apart]))
     assert arranged > 20
     assert suffix_first or inside_token > 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+        {"normalizer": {"type": "Lowercase"}},
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+    ],
+)
+def test_a_tokenizer_that_changes_parts_of_a_text_fills_no_middle(change, encoder, tokenizer_folder, tmp_path):
+    record = json.loads((tokenizer_folder / TOKENIZER_FILE).read_text())
+    (tmp_path / TOKENIZER_FILE).write_text(json.dumps(record | change))
+    with pytest.raises(ValueError, match=r"^objective.kind fill_in_the_middle: the tokenizer puts spaces"):
+        prediction(Objective("fill_in_the_middle"), "sequence", Encoder(tmp_path), 128)
 
 
 def test_rates_of_filling_in_the_middle_are_met(encoder, rows):

@@ -18,6 +18,7 @@ from training.order import generator
 LEAST_TOKENS = 16
 # What decoding makes of the bytes of a character that is not whole.
 CUT = "\ufffd"
+SAMPLE = ("def To", "tal(a, b):\n    ", "return a + b\n")  # cut within a word, behind spaces and before a word
 
 
 class FillInTheMiddle:
@@ -32,7 +33,8 @@ class FillInTheMiddle:
     stays as it is.
 
     Args:
-        encoder: of the tokenizer that wrote the shards; ValueError if it lacks the three markers.
+        encoder: of the tokenizer that wrote the shards; ValueError if it lacks the three markers, or parts that it
+            encodes are another text than the whole.
         rate: share of documents that are rearranged.
         suffix_first: share of these in SPM.
     """
@@ -41,6 +43,12 @@ class FillInTheMiddle:
         self.encoder, self.rate, self.suffix_first = encoder, rate, suffix_first
         self.prefix, self.middle, self.suffix = (encoder.id_of(name) for name in (FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX))
         self.borders = encoder.special_ids()
+        if encoder.decode(np.concatenate(self._encoded(list(SAMPLE)))) != "".join(SAMPLE):
+            raise ValueError(
+                "objective.kind fill_in_the_middle: the tokenizer puts spaces before texts or changes them otherwise "
+                "(add_prefix_space, Metaspace, normalizers), so documents cannot be cut; choose one that does not, or "
+                "objective.kind causal"
+            )
 
     def __call__(self, rows: NDArray[Any], keys: list[str]) -> NDArray[Any]:
         """Rows (B, n) -> rows (B, n); each draws from the generator of its key."""
