@@ -1,5 +1,6 @@
 """Several sources by weight, orders that stay local, the sequence-length warm-up, and the chain of digests."""
 
+import shutil
 import time
 from collections import Counter
 from dataclasses import replace
@@ -128,6 +129,12 @@ def test_sequence_length_warmup_reads_the_same_tokens_in_shorter_rows(folders, w
                 np.concatenate([part[name].reshape(-1) for part in shares]), whole[name].flatten()
             )
     assert lengths == [8, 8, 8, 16, 16, 16, 32, 32]
+
+
+def test_folders_of_the_same_shards_are_refused(folders, tmp_path):
+    copy = shutil.copytree(folders[0], tmp_path / "copy")
+    with pytest.raises(ValueError, match=rf"^{copy} and {folders[0]} hold the same shards, which would be read in"):
+        batches([*folders, copy])
 
 
 def test_a_warmup_length_that_halving_does_not_reach_is_refused(folders):

@@ -234,4 +234,11 @@ def _fingerprint(streams: Sequence[TokenStream]) -> str:
                 f"{stream.folder} and {streams[0].folder} have different tokenizers; write one of them again"
             )
     prints = [stream.index.fingerprint(stream.split) for stream in streams]
+    for number, one in enumerate(prints):
+        if one in prints[:number]:
+            twin = streams[prints.index(one)]
+            raise ValueError(
+                f"{streams[number].folder} and {twin.folder} hold the same shards, which would be read in the same "
+                "order; name one of them, and how much of it by --data.weights"
+            )
     return prints[0] if len(prints) == 1 else hashlib.blake2b(":".join(prints).encode(), digest_size=16).hexdigest()

@@ -16,10 +16,10 @@ class Spans:
     end-of-text token last. Number and total length of the runs are those of every row, so shapes are fixed:
     inputs T - hidden + runs, labels hidden + runs + 1.
 
-    Where documents are read apart, each is as if it were alone: a run lies in one document, sentinels are counted and
-    the decoder begins anew with each, and `documents` and `decoder_documents` number those of the tokens read and
-    written. Where documents are too short for the runs, less is hidden: as many tokens are left out at the row's end,
-    and the last labels are IGNORED.
+    Where documents are read apart, each is as if it were alone, but that end-of-text ends the labels of a row's last
+    one only: a run lies in one document, sentinels are counted and the decoder begins anew with each, and `documents`
+    and `decoder_documents` number those of the tokens read and written. Where documents are too short for the runs,
+    less is hidden: as many tokens are left out at the row's end, and the last labels are IGNORED.
 
     Args:
         sentinels: ids, as many as there are runs in the longest row.
