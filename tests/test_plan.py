@@ -122,15 +122,18 @@ def test_activations_are_what_autograd_saves(shape, layout):
 
 
 def test_peaks_are_those_of_data_sheets():
-    names = [
-        "NVIDIA H100 80GB HBM3",
-        "NVIDIA H200",
-        "NVIDIA A100-SXM4-40GB",
-        "NVIDIA H20",
-        "NVIDIA H100 PCIe",
-        "Nothing",
-    ]
-    assert [known_peak(name) for name in names] == [989e12, 989e12, 312e12, 148e12, 756e12, None]
+    peaks = {
+        "NVIDIA H100 80GB HBM3": 989e12,
+        "NVIDIA H200": 989e12,
+        "NVIDIA H200 NVL": 835e12,
+        "NVIDIA A100-SXM4-40GB": 312e12,
+        "NVIDIA H20": 148e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "NVIDIA B200": 2250e12,
+        "NVIDIA GB200": 2500e12,
+        "Matrox G200": None,
+    }
+    assert {name: known_peak(name) for name in peaks} == peaks
 
 
 def test_a_gpu_has_to_hold_the_weights_before_they_are_cut():

@@ -15,9 +15,10 @@ from training.config import Model
 # Dense bf16 (fp16 before Ampere) of the makers' data sheets, without sparsity, by what the device's name holds. The
 # first that matches counts.
 PEAK_FLOPS = (
-    (r"\bGB?200\b|\bB200\b", 2250e12),
+    (r"\bGB200\b", 2500e12),
+    (r"\bB200\b", 2250e12),
     (r"\bH100 PCIe\b", 756e12),
-    (r"\bH100 NVL\b", 835e12),
+    (r"\b(H100|H200) NVL\b", 835e12),
     (r"\b(H100|H200|H800|GH200)\b", 989e12),
     (r"\bH20\b", 148e12),
     (r"\bA(100|800)\b", 312e12),
