@@ -1,4 +1,4 @@
-"""Operations of live models against what a profiler counts: encoder-decoders, and experts that few tokens meet."""
+"""Operations of live models against what a profiler counts: encoder-decoders, head sizes, experts that few meet."""
 
 import pytest
 import torch
@@ -20,6 +20,24 @@ def test_operations_of_an_encoder_decoder_are_those_that_a_profiler_counts():
     batch = MicroBatch.of(rows).on("cpu")
     counted = counted_flops(lambda: model(**batch, use_cache=False).loss.backward())
     assert counted / (2 * length) == pytest.approx(flops_per_token(model, length, objective), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("kind", "heads"),
+    [
+        ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 32}),
+        ("MiniCPM3Config", {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 24, "qk_rope_head_dim": 8}),
+    ],
+)
+def test_attention_counts_by_its_heads_where_they_are_not_the_hidden_size(kind, heads):
+    import transformers
+    from transformers import AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = AutoModelForCausalLM.from_config(getattr(transformers, kind)(vocab_size=90, **sizes, **heads))
+    rows = torch.randint(0, 90, (2, 64))
+    counted = counted_flops(lambda: model(input_ids=rows, labels=rows, use_cache=False).loss.backward())
+    assert counted / rows.numel() == pytest.approx(flops_per_token(model, 64, Objective()), rel=0.03)
 
 
 @pytest.mark.parametrize("kind", ["MixtralConfig", "JetMoeConfig"])

@@ -1,10 +1,10 @@
 """What a model costs, counted: parameters of a shape, floating-point operations a token, and the peaks of devices.
 
 A token's operations are 6N + 12·L·d·T (PaLM, Chowdhery et al. 2022, appendix B; nanoGPT counts alike): N parameters
-that multiply it, forward once and backward twice at two operations each, and attention over T positions without
-regard to the causal mask. N leaves out the matrices that are looked up, not multiplied: the input embedding, unless
-it is the output layer as well, and learned positions. Recomputed activations are no work done, so a run that
-recomputes shows a lower share of the peak.
+that multiply it, forward once and backward twice at two operations each, and attention of width d (heads times head
+size) over T positions without regard to the causal mask. N leaves out the matrices that are looked up, not
+multiplied: the input embedding, unless it is the output layer as well, and learned positions. Recomputed activations
+are no work done, so a run that recomputes shows a lower share of the peak.
 """
 
 import re
@@ -36,16 +36,16 @@ PEAK_FLOPS = (
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters of a model: all, and those that multiply each token (`multiplied`, the N of 6N)."""
+    """Parameters of a model: all, and those that multiply each token (`multiplied`, the N of 6N); d of attention."""
 
     parameters: int
     multiplied: int
     layers: int
-    hidden_size: int
+    attention_size: int
 
     def flops_per_token(self, sequence_length: int) -> float:
         """Floating-point operations of training on one token of a sequence of that length."""
-        return 6.0 * self.multiplied + 12.0 * self.layers * self.hidden_size * sequence_length
+        return 6.0 * self.multiplied + 12.0 * self.layers * self.attention_size * sequence_length
 
 
 def feed_forward_size(model: Model) -> int:

@@ -37,7 +37,7 @@ def size_of_module(module: Any) -> Size:
         one for name, one in module.named_parameters() if ".experts." in name or _is_of_all(one, experts)
     )
     multiplied = every - _count(looked_up) - round(idle)
-    return Size(every, multiplied, config.num_hidden_layers, config.hidden_size)
+    return Size(every, multiplied, config.num_hidden_layers, _attention_size(config))
 
 
 def encoder_decoder_flops(module: Any, read: int, written: int) -> float:
@@ -53,6 +53,17 @@ def encoder_decoder_flops(module: Any, read: int, written: int) -> float:
     products = (encoder + crossing) * read + (decoder - crossing + head) * written
     pairs = config.num_layers * read * read + config.num_decoder_layers * (written + read) * written
     return 6.0 * products + 12.0 * config.num_heads * config.d_kv * pairs
+
+
+def _attention_size(config: Any) -> int:
+    """Heads times head size, which need not be the hidden size: the mean of that of queries and of values (MLA)."""
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        return int(config.hidden_size)
+    names = ("qk_head_dim", "head_dim")
+    queries = next((size for name in names if (size := getattr(config, name, None))), config.hidden_size // heads)
+    values = getattr(config, "v_head_dim", None) or queries
+    return int(heads * (queries + values) // 2)
 
 
 def _experts(config: Any) -> tuple[int, float]:
