@@ -35,6 +35,7 @@ def refused(shards, output, options, folder=None):
         ({"model.rope_theta": ".nan"}, "model.rope_theta nan is below 1"),
         ({"seed": 2**80}, "has more than 64 bits"),
         ({"watch.temperature": ".nan"}, "watch.temperature nan is not 0 or more and finite"),
+        ({"watch.wandb": "me/code"}, "watch.wandb 'me/code' has one of the characters /\\#?%:, which no project"),
         ({"threads": 10**6}, "threads 1000000 is above 4,096"),
         ({"model.config": '{"model_type": "vit"}'}, "gives a vit, which does not continue text; give a causal"),
         ({"model.config": '{"model_type": "bart"}'}, "gives a bart, which does not continue text; give a causal"),

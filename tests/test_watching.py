@@ -182,32 +182,44 @@ with open(sys.argv[1], "rb") as file:
 
 FAKE_WANDB = """
 import json, pathlib
+steps = {}
 class Run:
-    def __init__(self, **given): self.file = pathlib.Path(given["dir"], "sent.jsonl").open("a"); self.send(given)
+    def __init__(self, **given):
+        assert not set(given["id"]) & set("/\\\\#?%:;,'")
+        self.id, self.file = given["id"], pathlib.Path(given["dir"]).with_suffix(".sent").open("a")
+        self.send(given)
     def send(self, what): self.file.write(json.dumps(what) + chr(10)); self.file.flush()
-    def log(self, row, step): self.send({"step": step} | row)
+    def define_metric(self, name, step_metric): self.send({"axis": step_metric, "of": name})
+    def log(self, row, step=None):
+        last = steps.get(self.id, 0)
+        if step is None or step >= last:  # rows of earlier steps are dropped, as the real one does
+            steps[self.id] = step or last + 1
+            self.send(row)
     def finish(self): self.send({"finished": True})
 def init(**given): return Run(**given)
 """
 
 
-def test_wandb_gets_every_row_and_goes_on_under_one_id(tmp_path, monkeypatch):
+def test_wandb_gets_every_row_and_goes_on_under_one_id_until_a_run_is_begun_anew(tmp_path, monkeypatch):
     (tmp_path / "library").mkdir()
     (tmp_path / "library" / "wandb.py").write_text(FAKE_WANDB)
     monkeypatch.syspath_prepend(tmp_path / "library")
-    run = tmp_path / "my run"
-    run.mkdir()
+    run = tmp_path / "my run:1, a?"
     row = {"loss": 1.0, "tokens": 8, "tokens_per_second": 5.0, "learning_rate": 0.1, "seconds": 1.0}
-    for first in (0, 2):
+    for first, last in ((0, 3), (2, 4), (0, 1)):  # to a kill; on from a checkpoint; anew
+        if first == 0:
+            shutil.rmtree(run, ignore_errors=True)
+            run.mkdir()
         meter = Meter(run / "metrics.jsonl", run / "tensorboard", step=first, max_steps=4, wandb="project")
-        for step in (first + 1, first + 2):
+        for step in range(first + 1, last + 1):
             meter.record({"step": step} | row)
         meter.close()
-    sent = [json.loads(line) for line in (run / "sent.jsonl").read_text().splitlines()]
+    sent = [json.loads(line) for line in run.with_suffix(".sent").read_text().splitlines()]
     begun = [one for one in sent if "project" in one]
-    assert [one["step"] for one in sent if "step" in one] == [1, 2, 3, 4]
-    assert len(begun) == 2
-    assert begun[0]["id"] == begun[1]["id"]
+    assert [one["step"] for one in sent if "step" in one] == [1, 2, 3, 3, 4, 1]
+    assert [one["axis"] for one in sent if one.get("of") == "*"] == ["step"] * 3
+    assert {one["name"] for one in begun} == {run.name}
+    assert begun[0]["id"] == begun[1]["id"] != begun[2]["id"]
     assert begun[0]["resume"] == "allow"
     assert sent[-1] == {"finished": True}
     assert "wandb" in sys.modules

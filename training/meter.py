@@ -1,12 +1,12 @@
 """What can be seen of a run: metrics.jsonl, TensorBoard, wandb and one line on the terminal, all from one process."""
 
 import collections
-import hashlib
 import importlib.util
 import json
 import logging
 import math
 import os
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Row = dict[str, float | int]
 LINE_SECONDS = 5.0
 RECENT_STEPS = 100
+WANDB_ID = "wandb.id"
 log = logging.getLogger("train")
 
 
@@ -117,7 +118,7 @@ class Meter:
             kind = "validation" if name in ("validation_loss", "perplexity", "bits_per_byte") else "train"
             self._board.add_scalar(f"{kind}/{name}", value, step)
         if self._wandb:
-            self._wandb.log(figures, step=step)
+            self._wandb.log({"step": step} | figures)
 
     def _show(self, row: Row, step: int) -> None:
         """One line, rewritten in place on a terminal, every few seconds elsewhere; evaluations get their own."""
@@ -189,12 +190,19 @@ def require_wandb() -> None:
 
 
 def _wandb_run(project: str, folder: Path) -> Any:
-    """A run in a wandb project that goes on where one of this folder was before."""
+    """A run in a wandb project, which goes on where the one of this folder was.
+
+    Steps are a figure of its rows and the axis of the others: rows whose own step is below the last would be dropped,
+    and a run that goes on from a checkpoint, or goes back to one, takes some steps again.
+    """
     import wandb
 
-    name = folder.resolve().name
-    key = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
-    return wandb.init(project=project, name=name, id=f"{name}-{key}", resume="allow", dir=str(folder))
+    kept = folder / WANDB_ID
+    if not kept.is_file():
+        write_whole(kept, secrets.token_hex(8).encode())
+    run = wandb.init(project=project, name=folder.resolve().name, id=kept.read_text(), resume="allow", dir=str(folder))
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 def _writer(folder: Path, purge_step: int) -> "SummaryWriter":

@@ -146,7 +146,7 @@ class Plan:
 
 class RunFolder:
     """RUN: plan.json, data.json, metrics.jsonl, samples.jsonl, tokenizer/, checkpoints/, tensorboard/, and, when done,
-    export/, run.html and summary.json; rewound.jsonl where steps were gone back from.
+    export/, run.html and summary.json; rewound.jsonl where steps were gone back from; wandb.id names it in wandb.
     """
 
     def __init__(self, path: str | Path) -> None:

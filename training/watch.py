@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+NOT_OF_PROJECTS = "/\\#?%:"
 PROMPTS = ("def fibonacci(n):", "import ", "class Stack:")
 
 
@@ -28,3 +29,6 @@ class Watch:
         if not 0 <= self.temperature < math.inf:
             wrong = f"watch.temperature {self.temperature} is not 0 or more and finite"
             raise ValueError(f"{wrong}; 0 takes the most probable token")
+        if set(self.wandb or "") & set(NOT_OF_PROJECTS):
+            wrong = f"watch.wandb {self.wandb!r} has one of the characters {NOT_OF_PROJECTS}"
+            raise ValueError(f"{wrong}, which no project of Weights & Biases may have; choose another name")
