@@ -221,6 +221,23 @@ def test_meter_goes_on_with_each_step_once(tmp_path, capsys):
     assert "step 9/9  loss 1.000" in capsys.readouterr().err
 
 
+def test_time_left_follows_the_steps_of_this_start_without_its_first(tmp_path):
+    """Of runs that go on elsewhere, and compile; earlier steps tell while there are few of this start's."""
+    meter = Meter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", step=0, max_steps=300)
+    for step, seconds in enumerate([60.0, *[4.0] * 199], 1):
+        meter.record(row(step) | {"seconds": seconds})
+    meter.close()
+    assert meter.seconds_per_step == 4.0
+    meter = Meter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", step=200, max_steps=300)
+    told = []
+    for step, seconds in enumerate([60.0, *[0.5] * 4], 201):
+        meter.record(row(step) | {"seconds": seconds})
+        told.append(meter.seconds_per_step)
+    meter.close()
+    assert told == [4.0, *(pytest.approx(4.0, rel=0.1) for _ in range(3)), 0.5]
+    assert meter.seconds == 60 + 199 * 4 + 60 + 4 * 0.5
+
+
 def test_what_a_stopped_run_left_off_goes_into_the_row_of_its_step(tmp_path):
     for rows in ([row(1), row(2)], [row(1)], []):
         write_metrics(tmp_path / "metrics.jsonl", rows)

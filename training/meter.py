@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, float | int]
 LINE_SECONDS = 5.0
-RECENT_STEPS = 100
+RECENT_STEPS, FEW_STEPS = 100, 4
 WANDB_ID = "wandb.id"
 log = logging.getLogger("train")
 
@@ -55,7 +55,7 @@ class Meter:
         wandb: str | None = None,
     ) -> None:
         self.max_steps, self._bytes_per_token, self._metrics = max_steps, bytes_per_token, metrics
-        self._resumed = step > 0
+        self._begins = True  # no step was taken since this start
         self._wandb = _wandb_run(wandb, metrics.parent) if wandb else None
         self._board: SummaryWriter = _writer(tensorboard, purge_step=step + 1)
         rows = [row for row in read_metrics(metrics) if row["step"] <= step]
@@ -65,22 +65,26 @@ class Meter:
         self._file: IO[str] = metrics.open("a")
         self._line_due = 0.0
         self.seconds = sum(row["seconds"] for row in rows)
-        self._recent = collections.deque((row["seconds"] for row in rows), RECENT_STEPS)
+        self._earlier = [row["seconds"] for row in rows[-RECENT_STEPS:]]
+        self._recent: collections.deque[float] = collections.deque(maxlen=RECENT_STEPS)
 
     def record(self, row: Row) -> None:
         """Append the row of a step and show it."""
         if self._bytes_per_token:
             row["training_bits_per_byte"] = round(row["loss"] / math.log(2) / self._bytes_per_token, 6)
-        if self._resumed and "rewound_from" not in row:  # going back is told as such
+        if self._begins and row["step"] > 1 and "rewound_from" not in row:  # going back is told as such
             row["resumed"] = 1
-        self._resumed = False
         try:
             self._file.write(_line(row))
             self._file.flush()
         except OSError as error:
             raise OSError(f"{self._metrics} cannot be written: {error.strerror}; the same command goes on") from error
         self.seconds += row["seconds"]
-        self._recent.append(row["seconds"])
+        if not self._begins:
+            self._recent.append(row["seconds"])
+        elif not self._earlier:
+            self._earlier.append(row["seconds"])
+        self._begins = False
         self._tell(row, int(row["step"]))
         self._show(row, int(row["step"]))
 
@@ -96,8 +100,12 @@ class Meter:
 
     @property
     def seconds_per_step(self) -> float:
-        """Mean of the last RECENT_STEPS steps."""
-        return sum(self._recent) / len(self._recent)
+        """Mean of the last RECENT_STEPS steps since this start, whose first may compile; while few, with earlier ones.
+
+        What earlier starts took may have been on other hardware.
+        """
+        known = self._recent if len(self._recent) >= FEW_STEPS else [*self._earlier, *self._recent]
+        return sum(known) / len(known)
 
     def flush(self) -> None:
         """Have every row on the disk: call it before a checkpoint that counts them."""
