@@ -4,6 +4,7 @@ import shutil
 import time
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 from small_shards import make_shards
 
 from tokenizer.shards import TokenStream
+from training import steps
 from training.batches import TrainingBatches
 from training.config import Data
 from training.order import RUNS, Mixture, TrainingOrder, quotas
+from training.read_ahead import ReadAhead
 from training.sample_chain import Chain, sample_digest
 
 LENGTH = 32
@@ -135,6 +138,14 @@ def test_folders_of_the_same_shards_are_refused(folders, tmp_path):
     copy = shutil.copytree(folders[0], tmp_path / "copy")
     with pytest.raises(ValueError, match=rf"^{copy} and {folders[0]} hold the same shards, which would be read in"):
         batches([*folders, copy])
+
+
+def test_steps_are_timed_at_the_full_sequence_length(folders, monkeypatch):
+    warm, lengths = ReadAhead(batches(folders[:1], data=Data(warmup_length=8, warmup_steps=6))), []
+    alone = SimpleNamespace(total=list, from_first=bool, gathered=lambda value: [value])
+    monkeypatch.setattr(steps, "take_step", lambda _, read, __, first, **___: lengths.append(read.length_at(first)))
+    assert steps.seconds_per_step(None, warm, alone, 0.0, SimpleNamespace(came=False)) >= 0
+    assert set(lengths) == {LENGTH}
 
 
 def test_a_warmup_length_that_halving_does_not_reach_is_refused(folders):

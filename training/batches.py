@@ -67,7 +67,7 @@ class TrainingBatches:
         )
         self.lengths = warmup_lengths(data, sequence_length)
         self.predict, self.flatten = predict or Causal(), flatten
-        self._warmup_steps, self._blocks = data.warmup_steps, dict[int, tuple[Numbers, Numbers]]()
+        self.warmup_steps, self._blocks = data.warmup_steps, dict[int, tuple[Numbers, Numbers]]()
         self._expected: int | None = None  # the block a group after which shards were asked for
         self._lock = threading.Lock()  # of the blocks: a thread reads ahead while the loop asks for numbers
 
@@ -89,9 +89,11 @@ class TrainingBatches:
     def length_at(self, consumed: int) -> int:
         """The sequence length of the step whose global batch begins at sequence `consumed`."""
         step = consumed // self.sequences
-        if step >= self._warmup_steps:
+        if step >= self.warmup_steps:
             return self.sequence_length
-        return self.lengths[step * (len(self.lengths) - 1) // self._warmup_steps]
+        if step >= self.warmup_steps:
+            return self.sequence_length
+        return self.lengths[step * (len(self.lengths) - 1) // self.warmup_steps]
 
     def epochs(self, consumed: int) -> dict[str, float]:
         """How often each folder has been read after `consumed` sequences, where there are several."""

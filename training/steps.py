@@ -136,8 +136,8 @@ def seconds_per_step(
 
     None if one was asked to stop.
 
-    Takes real steps for about `budget_seconds`, at least PROBE_STEPS after PROBE_WARMUP_STEPS: hand it an engine
-    that is thrown away.
+    Takes real steps of the full sequence length for about `budget_seconds`, at least PROBE_STEPS after
+    PROBE_WARMUP_STEPS: hand it an engine that is thrown away.
     """
     begun = taken = 0.0
     for step in itertools.count():
@@ -149,6 +149,7 @@ def seconds_per_step(
             return None
         if processes.from_first(timed >= PROBE_STEPS and taken >= budget_seconds):
             break
-        take_step(engine, batches, processes, step * batches.sequences, learning_rate=0.0)
+        consumed = (batches.warmup_steps + step) * batches.sequences
+        take_step(engine, batches, processes, consumed, learning_rate=0.0)
     # Waiting for shards that are read for the first time, and for processes that do, is none of a later step.
     return min(processes.gathered((taken - batches.take_wait()) / timed))
