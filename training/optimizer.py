@@ -129,7 +129,8 @@ def learning_rate(step: int, planned: Planned, peak: float, schedule: Schedule) 
     """Learning rate of a step from 1 on: up in a line to `peak`, then as the schedule's kind says.
 
     The warm-up takes at most half of the run as it was planned first, so that a short trial of a long recipe still
-    trains.
+    trains. A run that is cut to an end within it rises until then: were the warm-up cut too, one that is lengthened
+    again would never reach its peak.
     """
     warmup = min(schedule.warmup_steps, planned[0][1] // 2)
     if step <= warmup:
