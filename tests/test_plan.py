@@ -241,6 +241,17 @@ def test_verdict_turns_on_data_and_on_hours():
     )
     _, told = table_for(50_000_000_000, hardware(memory_bytes=1e6))
     assert told.startswith("Verdict: none of these sizes fits")
+    _, told = table_for(1_000_000_000, hardware())
+    assert told.startswith("Verdict: train from scratch, short of data: llama_1b is the best of these, 40 epochs in 2")
+
+
+@pytest.mark.parametrize(("unique", "best"), [(20_000, "llama_1m"), (400_000_000, "llama_1b")])
+def test_nothing_is_read_more_often_than_helps_and_of_equals_the_smaller_is_best(unique, best):
+    found, told = table_for(unique, hardware(hours=720.0))
+    assert all(one.epochs == pytest.approx(scaling.MOST_EPOCHS) for one in found)
+    assert all(one.hours * one.tokens_per_second * 3600 == pytest.approx(one.tokens) for one in found)
+    (hours,) = (one.hours for one in found if one.name == best)
+    assert told.endswith(f"From scratch, {best} is the best of these, 40 epochs in {hours:.3g} hours.")
 
 
 def test_a_model_that_does_not_fit_one_gpu_is_cut():
@@ -250,7 +261,7 @@ def test_a_model_that_does_not_fit_one_gpu_is_cut():
     assert alone is None or alone.offload
     assert cut.stage > 1
     assert memory.peak < 80e9
-    found, _ = table_for(1_000_000_000, hardware())
+    found, _ = table_for(1_000_000_000_000, hardware())
     assert all(one.memory_bytes < 72e9 for one in found if one.layout)
     assert all(one.tokens == pytest.approx(one.tokens_per_second * 86400) for one in found)
 

@@ -63,7 +63,10 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Choice:
-    """One size on the hardware; stage and what follows are None where it does not fit."""
+    """One size on the hardware: what it reaches in the hours given, or before that where more epochs gain nothing.
+
+    The layout is None where it does not fit.
+    """
 
     name: str
     parameters: int
@@ -71,6 +74,7 @@ class Choice:
     layout: Layout | None
     memory_bytes: float
     tokens_per_second: float
+    hours: float
     tokens: float
     epochs: float
     optimal_hours: float
@@ -97,7 +101,7 @@ def main(
         gpus: how many; 0 = the CPUs of this machine.
         device: name of the GPU, as H100, H200, A100.
         memory_gb: of one GPU, in 10^9 bytes; default: the device's; of CPUs: what this machine has free.
-        hours: of training.
+        hours: of training, at most.
         peak_tflops: dense bf16 of one GPU; default: the data sheet's; of CPUs: measured here by a matrix product.
         mfu: share of that peak that training reaches.
         sequence_length: instead of those of the configurations.
@@ -193,12 +197,12 @@ def choice(
     unique_tokens: int,
     hardware: Hardware,
 ) -> Choice:
-    """What one size is on the hardware."""
+    """What one size is on the hardware, with no token read more than MOST_EPOCHS times."""
     size = size_of(model, vocab_size=vocab_size, context_tokens=sequence_length)
     layout, memory = best_layout(model, vocab_size, sequence_length, compute, hardware)
     work = size.flops_per_token(sequence_length) * (COMPUTED_AGAIN if compute.checkpoint_activations else 1)
     speed = hardware.flops / work
-    tokens = speed * hardware.hours * 3600
+    tokens = min(speed * hardware.hours * 3600, scaling.MOST_EPOCHS * unique_tokens)
     optimal = scaling.TOKENS_PER_PARAMETER * size.parameters
     return Choice(
         name=name,
@@ -207,6 +211,7 @@ def choice(
         layout=layout,
         memory_bytes=memory.peak,
         tokens_per_second=speed,
+        hours=tokens / speed / 3600,
         tokens=tokens,
         epochs=tokens / unique_tokens,
         optimal_hours=optimal / speed / 3600,
@@ -259,10 +264,10 @@ def verdict(found: list[Choice], unique_tokens: int, hardware: Hardware) -> str:
     fitting = [one for one in found if one.layout]
     if not fitting:
         return "Verdict: none of these sizes fits; take more or larger devices, or a smaller model."
-    best = min(fitting, key=lambda one: one.expected_loss)
+    best = min(fitting, key=lambda one: (round(one.expected_loss, 2), one.parameters))
     reach, _ = scaling.optimal_size(hardware.flops * hardware.hours * 3600)
     feeds = scaling.largest_for(unique_tokens)
-    scratch = f"{best.name} is the best of these, {best.epochs:.2g} epochs in {hardware.hours:g} hours"
+    scratch = f"{best.name} is the best of these, {best.epochs:.2g} epochs in {_in_digits(best.hours)} hours"
     if min(feeds, reach) < SMALLEST_USEFUL:
         bound = (
             f"{short(unique_tokens)} tokens, read {scaling.FREE_EPOCHS:g} times, feed"
@@ -273,12 +278,10 @@ def verdict(found: list[Choice], unique_tokens: int, hardware: Hardware) -> str:
             f"Verdict: fine-tune an existing model: {bound} a model of {short(min(feeds, reach))} parameters, fewer "
             f"than {short(SMALLEST_USEFUL)}. From scratch, {scratch}."
         )
-    repeated = (
-        f"; beyond {scaling.FREE_EPOCHS:g} epochs repetition costs: more data, or a shorter run"
-        if best.epochs > scaling.FREE_EPOCHS
-        else ""
-    )
-    return f"Verdict: enough data to train from scratch: {scratch}{repeated}."
+    if best.epochs > scaling.FREE_EPOCHS:
+        repeated = f"beyond {scaling.FREE_EPOCHS:g} epochs repetition costs: more data, or a shorter run"
+        return f"Verdict: train from scratch, short of data: {scratch}; {repeated}."
+    return f"Verdict: enough data to train from scratch: {scratch}."
 
 
 def table(found: list[Choice], unique_tokens: int, hardware: Hardware) -> str:
@@ -294,7 +297,7 @@ def table(found: list[Choice], unique_tokens: int, hardware: Hardware) -> str:
         f"{short(read)} ({read / unique_tokens:,.3g} epochs)",
         "",
     ]
-    heads = ("size", "parameters", "length", "ZeRO", "micro-batch", "memory", "tokens/s", "tokens", "epochs")
+    heads = ("size", "parameters", "length", "ZeRO", "micro-batch", "memory", "tokens/s", "hours", "tokens", "epochs")
     rows: list[tuple[str, ...]] = [(*heads, "hours to 20/param.", "loss (web text)")]
     rows += [_row(one) for one in found]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -323,11 +326,16 @@ def _row(one: Choice) -> tuple[str, ...]:
         "does not fit" if layout is None else f"{layout.micro_batch}",
         f"{one.memory_bytes / 1e9:.2f} GB",
         f"{one.tokens_per_second:,.0f}",
+        _in_digits(one.hours),
         short(one.tokens),
         f"{one.epochs:.2g}",
-        f"{one.optimal_hours:,.3g}",
+        _in_digits(one.optimal_hours),
         f"{one.expected_loss:.2f}",
     )
+
+
+def _in_digits(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 1000 else f"{hours:.3g}"
 
 
 def _cpu_peak() -> float:
