@@ -18,7 +18,7 @@ from small_shards import make_shards
 from tokenizer.shards import ShardIndex
 from training import plan, scaling
 from training.arithmetic import known_peak, size_of
-from training.config import Compute, Model
+from training.config import Batch, Compute, Model
 from training.memory import Layout, activation_bytes, estimate
 from training.model import build, configuration, count_parameters
 
@@ -224,9 +224,7 @@ def hardware(**changes):
 
 def table_for(unique, device):
     shapes = plan.sizes(plan.CONFIGURATIONS, None)
-    found = [
-        plan.choice(name, shape, length, compute, 32768, unique, device) for name, shape, length, compute in shapes
-    ]
+    found = [plan.choice(name, shape, batch, compute, 32768, unique, device) for name, shape, batch, compute in shapes]
     return found, plan.verdict(found, unique, device)
 
 
@@ -256,14 +254,34 @@ def test_nothing_is_read_more_often_than_helps_and_of_equals_the_smaller_is_best
 
 def test_a_model_that_does_not_fit_one_gpu_is_cut():
     shape = Model(hidden_size=4096, layers=32, heads=32)
-    alone, _ = plan.best_layout(shape, 32768, 2048, Compute(), hardware(gpus=1))
-    cut, memory = plan.best_layout(shape, 32768, 2048, Compute(), hardware())
+    alone, _ = plan.best_layout(shape, 32768, Batch(2048), Compute(), hardware(gpus=1))
+    cut, memory = plan.best_layout(shape, 32768, Batch(2048), Compute(), hardware())
     assert alone is None or alone.offload
     assert cut.stage > 1
     assert memory.peak < 80e9
     found, _ = table_for(1_000_000_000_000, hardware())
     assert all(one.memory_bytes < 72e9 for one in found if one.layout)
     assert all(one.tokens == pytest.approx(one.tokens_per_second * 86400) for one in found)
+
+
+def test_micro_batches_are_those_of_the_configurations_batch():
+    for gpus in (1, 8):
+        for name, shape, batch, compute in plan.sizes(plan.CONFIGURATIONS, None):
+            layout, _ = plan.best_layout(shape, 32768, batch, compute, hardware(gpus=gpus))
+            micro = replace(batch, sequences_per_device=layout.micro_batch).micro_size(gpus)
+            assert layout.micro_batch == micro, name
+            assert layout.accumulates == (micro * gpus < batch.sequences), name
+
+
+def test_offloaded_sizes_are_told_with_the_memory_of_the_host_and_as_an_upper_bound():
+    found, told = table_for(500_000_000_000, hardware(gpus=1, hours=25_000.0))
+    shown = plan.table(found, 500_000_000_000, hardware(gpus=1)).splitlines()
+    (large,) = (one for one in found if one.is_offloaded)
+    assert large.name == "llama_7b"
+    assert large.host_bytes == 18 * large.parameters
+    assert re.search(r" 3 offload .* ≤ [\d,]+ ", next(line for line in shown if "llama_7b" in line))
+    assert re.search(r"^≤: .* llama_7b 121 GB\.$", shown[-1])
+    assert told.endswith("llama_7b is the best of these, 1.4 epochs in 25,000 hours, or longer, as it is offloaded.")
 
 
 def run_plan(*options):

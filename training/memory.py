@@ -75,6 +75,8 @@ class Memory:
         logits: and their gradients.
         libraries: code and what it sets up, on CPUs.
         copy: of a checkpoint that is being written; of GPUs it is in the host's memory.
+        host: of the machine's memory where what waits is offloaded to it: weights, optimizer and gradients, before
+            DeepSpeed's buffers.
         scattered: what a byte of activations takes on CPUs, where what is freed stays with the process in pieces; 0
             where it serves the next moment, as on GPUs.
     """
@@ -90,6 +92,7 @@ class Memory:
     logits: float
     libraries: float
     copy: float
+    host: float
     scattered: float
 
     @property
@@ -135,6 +138,7 @@ def estimate(model: Model, *, vocab_size: int, sequence_length: int, layout: Lay
         logits=logit_bytes(model, tokens, vocab_size, layout),
         libraries=0.0 if layout.on_gpu else LIBRARIES_BYTES,
         copy=0.0 if layout.on_gpu else 12 * (share if layout.stage else count),
+        host=(element + 12 + 4) * share if layout.offload else 0.0,
         scattered=0.0 if layout.on_gpu else scattered[layout.stage],
     )
 

@@ -65,7 +65,8 @@ class Hardware:
 class Choice:
     """One size on the hardware: what it reaches in the hours given, or before that where more epochs gain nothing.
 
-    The layout is None where it does not fit.
+    The layout is None where it does not fit. Offloaded, its speed is an upper bound: traffic with the host is not
+    counted. `host_bytes` are what all processes then keep there.
     """
 
     name: str
@@ -73,12 +74,17 @@ class Choice:
     sequence_length: int
     layout: Layout | None
     memory_bytes: float
+    host_bytes: float
     tokens_per_second: float
     hours: float
     tokens: float
     epochs: float
     optimal_hours: float
     expected_loss: float
+
+    @property
+    def is_offloaded(self) -> bool:
+        return self.layout is not None and self.layout.offload
 
 
 def main(
@@ -119,8 +125,8 @@ def main(
     unique = sum(shard.tokens for shard in index.of_split("train"))
     hardware = hardware_of(gpus, device, memory_gb, peak_tflops, mfu, hours)
     found = [
-        choice(name, model, length, compute, index.vocab_size, unique, hardware)
-        for name, model, length, compute in sizes(Path(configs), sequence_length)
+        choice(name, model, batch, compute, index.vocab_size, unique, hardware)
+        for name, model, batch, compute in sizes(Path(configs), sequence_length)
     ]
     found.sort(key=lambda one: one.parameters)
     told = verdict(found, unique, hardware)
@@ -163,8 +169,8 @@ def _available_bytes() -> float:
     return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
-def sizes(folder: Path, sequence_length: int | None) -> Iterator[tuple[str, Model, int, Compute]]:
-    """Name, shape, sequence length and arithmetic of each run configuration that describes a model of its own."""
+def sizes(folder: Path, sequence_length: int | None) -> Iterator[tuple[str, Model, Batch, Compute]]:
+    """Name, shape, batch and arithmetic of each run configuration that describes a model of its own."""
     import yaml
 
     paths = sorted(folder.glob("*.yaml"))
@@ -178,12 +184,13 @@ def sizes(folder: Path, sequence_length: int | None) -> Iterator[tuple[str, Mode
             if not isinstance(settings, dict) or "hidden_size" not in settings:
                 continue
             model, compute = Model(**settings), Compute(**record.get("compute", {}))
-            length = sequence_length or Batch(**record.get("batch", {})).sequence_length
+            batch = Batch(**record.get("batch", {}))
         except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no run configuration: {error}; mend it, or move it elsewhere") from None
-        if (model, length) not in seen:
-            seen.add((model, length))
-            yield path.stem, model, length, compute
+        batch = replace(batch, sequence_length=sequence_length or batch.sequence_length)
+        if (model, batch.sequence_length) not in seen:
+            seen.add((model, batch.sequence_length))
+            yield path.stem, model, batch, compute
     if not seen:
         raise ValueError(f"no run configuration in {folder} has a model.hidden_size; name a folder with --configs")
 
@@ -191,25 +198,26 @@ def sizes(folder: Path, sequence_length: int | None) -> Iterator[tuple[str, Mode
 def choice(
     name: str,
     model: Model,
-    sequence_length: int,
+    batch: Batch,
     compute: Compute,
     vocab_size: int,
     unique_tokens: int,
     hardware: Hardware,
 ) -> Choice:
     """What one size is on the hardware, with no token read more than MOST_EPOCHS times."""
-    size = size_of(model, vocab_size=vocab_size, context_tokens=sequence_length)
-    layout, memory = best_layout(model, vocab_size, sequence_length, compute, hardware)
-    work = size.flops_per_token(sequence_length) * (COMPUTED_AGAIN if compute.checkpoint_activations else 1)
+    size = size_of(model, vocab_size=vocab_size, context_tokens=batch.sequence_length)
+    layout, memory = best_layout(model, vocab_size, batch, compute, hardware)
+    work = size.flops_per_token(batch.sequence_length) * (COMPUTED_AGAIN if compute.checkpoint_activations else 1)
     speed = hardware.flops / work
     tokens = min(speed * hardware.hours * 3600, scaling.MOST_EPOCHS * unique_tokens)
     optimal = scaling.TOKENS_PER_PARAMETER * size.parameters
     return Choice(
         name=name,
         parameters=size.parameters,
-        sequence_length=sequence_length,
+        sequence_length=batch.sequence_length,
         layout=layout,
         memory_bytes=memory.peak,
+        host_bytes=hardware.devices * memory.host,
         tokens_per_second=speed,
         hours=tokens / speed / 3600,
         tokens=tokens,
@@ -220,16 +228,19 @@ def choice(
 
 
 def best_layout(
-    model: Model, vocab_size: int, sequence_length: int, compute: Compute, hardware: Hardware
+    model: Model, vocab_size: int, batch: Batch, compute: Compute, hardware: Hardware
 ) -> tuple[Layout | None, Memory]:
     """The lowest ZeRO stage at which a good micro-batch fits, else the stage with the largest; None if none does.
 
-    Offloading to the host comes last. With None comes the memory of the least demanding layout tried.
+    Micro-batches divide a device's share of the step, as those of `Batch.micro_size`. Offloading to the host comes
+    last. With None comes the memory of the least demanding layout tried.
     """
     on_gpu = hardware.gpus > 0
+    share = max(1, batch.sequences // hardware.devices)
+    micro_batches = [size for size in range(1, min(share, MOST_MICRO_BATCH) + 1) if share % size == 0]
+    good = min(GOOD_MICRO_BATCH, micro_batches[-1])
     first = Layout(
         *(1, hardware.devices, 1, "bf16" if on_gpu else "fp32"),
-        accumulates=True,
         on_gpu=on_gpu,
         compiled=on_gpu and compute.compile,
         checkpoints_activations=on_gpu and compute.checkpoint_activations,
@@ -238,25 +249,17 @@ def best_layout(
     candidates = [replace(first, stage=stage) for stage in ((1, 2, 3) if hardware.devices > 1 else (1,))]
     if on_gpu:
         candidates.append(replace(first, stage=3, offload=True))
-    fitting: list[tuple[Layout, Memory]] = []
-    least: Memory | None = None
+    tried: list[tuple[Layout, Memory]] = []
     for candidate in candidates:
-        micro = 1
-        while micro <= MOST_MICRO_BATCH:
-            layout = replace(candidate, micro_batch=micro)
-            memory = estimate(model, vocab_size=vocab_size, sequence_length=sequence_length, layout=layout)
-            if least is None or memory.peak < least.peak:
-                least = memory
-            if memory.peak > hardware.usable_bytes:
-                break
-            if micro == 1:
-                fitting.append((layout, memory))
-            fitting[-1] = (layout, memory)
-            micro *= 2
-        if fitting and fitting[-1][0].micro_batch >= GOOD_MICRO_BATCH:
-            return fitting[-1]
-    assert least is not None
-    return max(fitting, key=lambda one: one[0].micro_batch) if fitting else (None, least)
+        for micro in micro_batches:
+            layout = replace(candidate, micro_batch=micro, accumulates=micro < share)
+            memory = estimate(model, vocab_size=vocab_size, sequence_length=batch.sequence_length, layout=layout)
+            tried.append((layout, memory))
+        fitting = [one for one in tried if one[1].peak <= hardware.usable_bytes]
+        best = max(fitting, key=lambda one: one[0].micro_batch, default=None)
+        if best and best[0].micro_batch >= good:
+            return best
+    return best or (None, min((memory for _, memory in tried), key=lambda memory: memory.peak))
 
 
 def verdict(found: list[Choice], unique_tokens: int, hardware: Hardware) -> str:
@@ -268,6 +271,7 @@ def verdict(found: list[Choice], unique_tokens: int, hardware: Hardware) -> str:
     reach, _ = scaling.optimal_size(hardware.flops * hardware.hours * 3600)
     feeds = scaling.largest_for(unique_tokens)
     scratch = f"{best.name} is the best of these, {best.epochs:.2g} epochs in {_in_digits(best.hours)} hours"
+    scratch += ", or longer, as it is offloaded" if best.is_offloaded else ""
     if min(feeds, reach) < SMALLEST_USEFUL:
         bound = (
             f"{short(unique_tokens)} tokens, read {scaling.FREE_EPOCHS:g} times, feed"
@@ -302,6 +306,8 @@ def table(found: list[Choice], unique_tokens: int, hardware: Hardware) -> str:
     rows += [_row(one) for one in found]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    if offloaded := [f"{one.name} {one.host_bytes / 1e9:.0f} GB" for one in found if one.is_offloaded]:
+        lines.append(f"≤: without traffic with the host, which has to hold, buffers apart: {', '.join(offloaded)}.")
     if not hardware.gpus:
         lines.append("Memory is that of runs that are not compiled; compiled ones take 0.7 to 1.2 times as much.")
     return "\n".join(lines)
@@ -325,7 +331,7 @@ def _row(one: Choice) -> tuple[str, ...]:
         stage,
         "does not fit" if layout is None else f"{layout.micro_batch}",
         f"{one.memory_bytes / 1e9:.2f} GB",
-        f"{one.tokens_per_second:,.0f}",
+        f"{'≤ ' if one.is_offloaded else ''}{one.tokens_per_second:,.0f}",
         _in_digits(one.hours),
         short(one.tokens),
         f"{one.epochs:.2g}",
