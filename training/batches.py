@@ -91,8 +91,6 @@ class TrainingBatches:
         step = consumed // self.sequences
         if step >= self.warmup_steps:
             return self.sequence_length
-        if step >= self.warmup_steps:
-            return self.sequence_length
         return self.lengths[step * (len(self.lengths) - 1) // self.warmup_steps]
 
     def epochs(self, consumed: int) -> dict[str, float]:
