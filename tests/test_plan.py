@@ -380,4 +380,4 @@ def test_memory_is_what_a_run_takes(shards, tmp_path, architecture, stage, micro
     vocab_size = ShardIndex.load(shards).vocab_size
     memory = estimate(shape, vocab_size=vocab_size, sequence_length=256, layout=layout)
     assert memory.peak == pytest.approx(run, rel=0.15)
-    assert memory.peak - memory.libraries == pytest.approx(run - base, rel=0.15)
+    assert memory.peak - memory.libraries == pytest.approx(run - base, rel=0.25)

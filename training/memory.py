@@ -18,8 +18,8 @@ LIVE_ELEMENTS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
 # Memory on CPUs for a byte of activations, by stage of ZeRO: malloc keeps what tensors free, also where later ones do
 # not fit into it (to let it give all back at once costs half of the speed). Measured with Llama and GPT-2 of 7 to 21
 # million parameters and 512 to 2,048 tokens; at stages 1 and 2 some lie where buckets were.
-SCATTERED = (1.45, 1.4, 1.4, 1.45)
-SCATTERED_ACCUMULATING = (2.0, 2.4, 1.95, 2.1)  # where gradients of a micro-batch stay while the next is computed
+SCATTERED = (1.3, 1.45, 1.5, 1.5)
+SCATTERED_ACCUMULATING = (1.9, 2.45, 2.15, 1.95)  # where gradients of a micro-batch stay while the next is computed
 # Of a process on CPUs before it has a model: torch, transformers and DeepSpeed (0.58 to 0.63 GB, by stage).
 LIBRARIES_BYTES = 0.6e9
 # What the copy of a checkpoint finds of the memory that activations left, on CPUs (10 runs, 7 and 19 M parameters).
