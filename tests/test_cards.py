@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -41,12 +42,14 @@ def exported(name, folder, options):
     return (folder / name / "export" / "README.md").read_text()
 
 
-def test_a_ledger_beside_that_cannot_be_read_costs_the_funnel_alone(tmp_path):
-    shards = make_shards(tmp_path / "shards")
+@pytest.mark.parametrize("configuration", [{}, {"inputs": {"ledger": "0a1b"}}])
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '"x"', "1"])
+def test_a_ledger_beside_that_is_none_of_ours_costs_the_funnel_alone(tmp_path, text, configuration):
+    shards = make_shards(tmp_path / "shards", train=20, validation=0)
     (tmp_path / "ledger").mkdir()
-    (tmp_path / "ledger" / "_manifest.json").write_text("{")
-    record = data_card.describe(ShardIndex.load(shards), shards)
-    assert record["splits"]["train"]["documents"] == 400
+    (tmp_path / "ledger" / "_manifest.json").write_text(text)
+    record = data_card.describe(replace(ShardIndex.load(shards), configuration=configuration), shards)
+    assert record["splits"]["train"]["documents"] == 20
     assert "states" not in record
 
 

@@ -34,12 +34,19 @@ def describe(index: ShardIndex, shards: Path, share: float = 1.0, name: str | No
         sums["text_bytes"] += shard.text_bytes
     record: Record = {"folder": name or shards.name, "share": share, "splits": splits}
     record |= {"withdrawn_files": index.withdrawn_files, "configuration": index.configuration}
-    manifest = shards / ".." / "ledger" / MANIFEST_NAME
-    with contextlib.suppress(OSError, ValueError):  # what is not there, or not for us, is not told
-        ledger = json.loads(manifest.read_text())
-        if index.configuration.get("inputs", {}).get("ledger") == identity(ledger):
-            record["states"] = ledger.get("states", {})
+    made_from = index.configuration.get("inputs", {}).get("ledger")
+    if made_from:
+        record |= _states_of(shards / ".." / "ledger" / MANIFEST_NAME, made_from)
     return record
+
+
+def _states_of(manifest: Path, made_from: str) -> Record:
+    """The funnel of the ledger of this identity; empty where its manifest is not there, or is another's."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        ledger = json.loads(manifest.read_text())
+        if identity(ledger) == made_from:
+            return {"states": ledger["states"]}
+    return {}
 
 
 def of_workspace(records: Sequence[Record], workspace: Path) -> list[Record]:
