@@ -18,7 +18,7 @@ from small_shards import make_shards
 from tokenizer.shards import ShardIndex
 from training import data_card
 from training.gauges import peak_memory_bytes
-from training.line_charts import Line, chart, log_ticks, thinned, ticks
+from training.line_charts import Line, chart, log_ticks, short, thinned, ticks
 from training.meter import Meter, read_metrics
 from training.run_folder import RunFolder
 from training.run_page import events, page
@@ -130,6 +130,12 @@ def test_page_escapes_and_tells_events(watched):
     assert text.count("stroke-dasharray") == 3 * 7
 
 
+def read(label):
+    """The number that a label of an axis says."""
+    digits, _, unit = label.partition(" ")
+    return float(digits) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[unit]
+
+
 def test_curves_cover_their_points_and_are_thinned():
     points = [(float(step), math.sin(step)) for step in range(2000)]
     groups = thinned(points, 100)
@@ -142,10 +148,15 @@ def test_curves_cover_their_points_and_are_thinned():
         assert 0 <= float(y) <= 230
     assert chart([Line("a", "own", [(1.0, math.nan)])], label="a") == ""
     assert chart([Line("a", "own", [(1.0, 0.0)])], label="a", log_scale=True) == ""
-    for low, high in ((0, 0), (5, 5), (-1, 1e9), (0.1, 0.1000001)):
+    spans = [(0, 0), (5, 5), (-1, 1e9), (0.1, 0.1000001), (1e-13, 3e-13), (0, 1e-30), (0, 5e-324), (1, 1 + 2e-16)]
+    spans += [(0, peak) for peak in (1.1e-4, 2e-4, 1.2e-3, 9_999.6, 12_345.6, 9e5, 3e12)] + [(10_000, 10_004)]
+    for low, high in spans:
         found = ticks(low, high, 6)
         assert found[0] <= low <= high <= found[-1]
         assert 2 <= len(found) <= 10
+        assert [read(short(tick)) for tick in found] == pytest.approx(found, rel=1e-12)
+        assert len({short(tick) for tick in found}) == len(found)
+        assert chart([Line("a", "own", [(1.0, low), (2.0, high)])], label="a")
     for low, high in ((0, 0), (-0.7, 0.4), (-3, 2), (0.5, 0.50001), (1, 1.2)):
         found = log_ticks(low, high)
         assert found[0] <= low <= high <= found[-1]

@@ -8,6 +8,7 @@ from html import escape
 MAX_POINTS = 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 14, 28
 KEY_HEIGHT, CHARACTER_WIDTH = 16, 7  # of the names above a drawing
+DIGITS = 14  # that count of a number on an axis; more would show how floats are rounded
 COLORS = {
     "own": "#1a7f5a",
     "other": "#b3541e",
@@ -78,14 +79,14 @@ def chart(
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round values that cover [low, high]."""
-    if high <= low:
+    """About `count` round values that cover [low, high], and are not all one where these are."""
+    if high - low <= 1e-12 * max(abs(low), abs(high)) + 1e-300:
         high = low + (abs(low) * 0.1 or 1.0)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     distance = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(low / distance + 1e-9), math.ceil(high / distance - 1e-9)
-    return [round(number * distance, 12) for number in range(first, last + 1)]
+    return [float(f"{number * distance:.{DIGITS}g}") for number in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -114,13 +115,14 @@ def thinned(points: Points, most: int = MAX_POINTS) -> list[tuple[float, float, 
 
 
 def short(value: float) -> str:
-    """A number of an axis, in few characters."""
-    if value == 0:
-        return "0"
+    """A number of an axis, in no more characters than say which it is."""
+    if 0 < abs(value) < 1e-3:
+        digits, power = f"{value:.{DIGITS - 1}e}".split("e")
+        return f"{float(digits):.{DIGITS}g}e{int(power)}"
     for bound, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
         if abs(value) >= bound:
-            return f"{value / (1e3 if unit == ' k' else bound):.4g}{unit}"
-    return f"{value:.0e}".replace("e-0", "e-") if abs(value) < 1e-3 else f"{value:.4g}"
+            return f"{value / (1e3 if unit == ' k' else bound):.{DIGITS}g}{unit}"
+    return f"{value:.{DIGITS}g}"
 
 
 @dataclass(frozen=True)
