@@ -21,7 +21,7 @@ from training.gauges import peak_memory_bytes
 from training.line_charts import Line, chart, log_ticks, short, thinned, ticks
 from training.meter import Meter, read_metrics
 from training.run_folder import RunFolder
-from training.run_page import events, page
+from training.run_page import events, page, write_page
 from training.samples import read_samples
 
 WATCHED = TINY | {"max_steps": 12, "checkpoint_every": 6, "evaluate_every": 4, "watch.sample_tokens": 8}
@@ -111,6 +111,23 @@ def test_page_shows_the_run_and_needs_nothing(watched):
     drawn = re.search(r'aria-label="Loss by step">.*?</svg>', text).group()
     assert len(re.search(r'polyline points="([^"]+)"', drawn).group(1).split()) == 12
     assert drawn.count("<circle") == 3
+
+
+def test_lines_that_are_no_rows_are_left_out_of_the_page(watched, tmp_path):
+    run = shutil.copytree(watched[0], tmp_path / "run")
+    folder, whole = RunFolder(run), (run / "run.html").read_text()
+    for row in (
+        "{}",
+        '{"step": 13, "seconds": 1, "tokens": 1}',
+        '{"step": 13, "loss": 1, "seconds": null, "tokens": 1}',
+    ):
+        with folder.metrics.open("a") as file:
+            file.write(row + "\n")
+    for row in ('{"step": 12, "completion": "a"}', '{"prompt": "a", "completion": "a"}'):
+        with folder.samples.open("a") as file:
+            file.write(row + "\n")
+    write_page(folder)
+    assert folder.page.read_text() == whole
 
 
 def test_page_escapes_and_tells_events(watched):

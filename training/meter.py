@@ -159,9 +159,18 @@ def _figures(row: Row) -> list[str]:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl, without lines that are broken, null as nan; empty where there is no file."""
-    rows = (row for row in read_json_lines(path) if "step" in row and "seconds" in row)
+    """The rows of a metrics.jsonl, without lines that are broken or are no rows; null as nan; empty where there is no
+    file.
+    """
+    rows = filter(_is_row, read_json_lines(path))
     return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    """Whether a line holds nothing but figures, those among them that every step has."""
+    counts = (row.get(name) for name in ("step", "tokens", "seconds"))
+    figures = (value for value in row.values() if value is not None)
+    return "loss" in row and all(isinstance(value, int | float) for value in (*counts, *figures))
 
 
 def write_metrics(path: Path, rows: list[Row]) -> None:

@@ -187,7 +187,7 @@ def _samples(samples: Sequence[Sample], *, follows: bool) -> str:
         parts.append(f"<h3>Step {step:,}</h3>")
         for row in samples:
             if row["step"] == step:
-                prompt, text = (html.escape(str(row[name])[:MAX_CHARACTERS]) for name in ("prompt", "completion"))
+                prompt, text = (html.escape(row[name][:MAX_CHARACTERS]) for name in ("prompt", "completion"))
                 parts.append(f"<pre><b>{prompt}</b>{between}{text}</pre>")
     return "<h2>What the model writes</h2>\n" + "\n".join(parts) if parts else ""
 

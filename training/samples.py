@@ -145,5 +145,7 @@ class Samples:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The rows of a samples.jsonl, without lines that are broken; empty where there is no file."""
-    return read_json_lines(path)
+    """The rows of a samples.jsonl, without lines that are broken or are no rows; empty where there is no file."""
+    kinds = {"step": int, "prompt": str, "completion": str}
+    rows = read_json_lines(path)
+    return [row for row in rows if all(isinstance(row.get(name), kind) for name, kind in kinds.items())]
