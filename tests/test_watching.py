@@ -130,6 +130,13 @@ def test_lines_that_are_no_rows_are_left_out_of_the_page(watched, tmp_path):
     assert folder.page.read_text() == whole
 
 
+def test_speed_is_that_of_the_steps_that_are_there(watched):
+    folder = RunFolder(watched[0])
+    rows = read_metrics(folder.metrics)[8:]
+    speed = len(rows) * 8 * 32 / sum(row["seconds"] for row in rows)
+    assert f"Tokens a second<b>{speed:,.0f}</b>" in page(watched[0], folder.plan, rows, [])
+
+
 def test_page_escapes_and_tells_events(watched):
     folder = RunFolder(watched[0])
     rows = read_metrics(folder.metrics)

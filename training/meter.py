@@ -9,6 +9,7 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -159,9 +160,7 @@ def _figures(row: Row) -> list[str]:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl, without lines that are broken or are no rows; null as nan; empty where there is no
-    file.
-    """
+    """The rows of a metrics.jsonl, null as nan, without lines that are broken or no rows; none where it is absent."""
     rows = filter(_is_row, read_json_lines(path))
     return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
 
@@ -171,6 +170,11 @@ def _is_row(row: dict[str, Any]) -> bool:
     counts = (row.get(name) for name in ("step", "tokens", "seconds"))
     figures = (value for value in row.values() if value is not None)
     return "loss" in row and all(isinstance(value, int | float) for value in (*counts, *figures))
+
+
+def tokens_per_second(rows: Sequence[Row]) -> float:
+    """Mean of the steps that are there, one or more; each has as many tokens as the others."""
+    return rows[-1]["tokens"] / rows[-1]["step"] * len(rows) / sum(row["seconds"] for row in rows)
 
 
 def write_metrics(path: Path, rows: list[Row]) -> None:

@@ -80,7 +80,7 @@ def _parameters(job: "Job") -> int:
 def finish(job: "Job") -> None:
     """Export the model and record the results, from what the run left on the disk."""
     from training.export import export
-    from training.meter import read_metrics
+    from training.meter import read_metrics, tokens_per_second
     from training.run_page import write_page
 
     export(job.folder, job.folder.export)
@@ -89,14 +89,13 @@ def finish(job: "Job") -> None:
     if not rows:
         lost = f"{job.folder.metrics} holds no step, though the run took {job.plan.max_steps:,}"
         raise ValueError(f"{lost}; put it back (the model is in {job.folder.export})")
-    seconds = sum(row["seconds"] for row in rows)
     summary: dict[str, Any] = {
         "steps": rows[-1]["step"],
         "tokens": rows[-1]["tokens"],
         "parameters": _parameters(job),
         "loss": rows[-1]["loss"],
-        "tokens_per_second": round(rows[-1]["tokens"] / seconds, 1),
-        "training_seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens_per_second(rows), 1),
+        "training_seconds": round(sum(row["seconds"] for row in rows), 1),
     }
     names = ("validation_loss", "perplexity", "bits_per_byte")
     job.folder.finish(summary | {name: rows[-1][name] for name in names if name in rows[-1]})

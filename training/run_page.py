@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from training.line_charts import COLORS, Line, Points, chart
-from training.meter import Row, clock, read_metrics
+from training.meter import Row, clock, read_metrics, tokens_per_second
 from training.objectives import FITTING
 from training.run_folder import Plan, RunFolder
 from training.samples import Sample, read_samples
@@ -117,7 +117,7 @@ def _tiles(rows: Sequence[Row]) -> str:
         tiles.append(("Held-out loss", f"{one['validation_loss']:.4f}", f"perplexity {one['perplexity']:.2f}"))
         tiles.append(("Bits per byte", f"{one['bits_per_byte']:.4f}", "held out; compares any tokenizers"))
     tiles.append(("Tokens", f"{last['tokens']:,}", f"in {clock(seconds)}, {last.get('epoch', 0):.2f} epochs"))
-    tiles.append(("Tokens a second", f"{last['tokens'] / seconds:,.0f}", "mean of the run, evaluations apart"))
+    tiles.append(("Tokens a second", f"{tokens_per_second(rows):,.0f}", "mean of the run, evaluations apart"))
     if "mfu" in last:
         work = sum(row.get("mfu", 0.0) * row["seconds"] for row in rows) / seconds
         tiles.append(("MFU", f"{work:.1%}", "of the device's peak in matrix products"))
