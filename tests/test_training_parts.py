@@ -5,26 +5,29 @@ import itertools
 import json
 import math
 import os
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training import durable
+from training import durable, model_card, results
 from training.checkpoint import Checkpoints
 from training.config import Batch, Model, Optimizer, Recipe, Schedule
 from training.durable import damage, describe, write_durably
 from training.guard import Record
-from training.job import _ending
-from training.marker import Checkpoint
+from training.job import Job, _ending
+from training.marker import MARKER, Checkpoint, read_marker
 from training.meter import Meter, clock, read_metrics, validation_figures, write_metrics
 from training.model import build, configuration, count_parameters
 from training.optimizer import learning_rate, parameter_groups, progress
 from training.retention import Retention
 from training.run_folder import Plan, Rewind, RunFolder
+from training.run_page import page
 from training.sample_chain import RECOMPUTED_SAMPLES, Chain
 from training.saving import _copied
 
@@ -261,6 +264,44 @@ def test_steps_gone_back_from_are_kept_once(tmp_path):
     kept = [(one["step"], one["seconds"], one.get("rewinds")) for one in read_metrics(folder.rewound)]
     assert kept == [(4, 2.0, None), (5, 2.0, None), (4, 1.0, 1)]
     assert '"loss": null' in folder.rewound.read_text()
+
+
+@pytest.mark.parametrize(
+    ("losses", "known", "line"),
+    [([2.0, 1.5, math.nan], (1.5, 2), "loss   1.5000 at step 2"), ([math.nan], (None, None), "")],
+)
+def test_a_last_step_that_was_skipped_costs_no_figure(tmp_path, losses, known, line):
+    rows = [row(step) | {"loss": loss} for step, loss in enumerate(losses, 1)]
+    rows[-1] |= {"validation_loss": math.inf, "perplexity": math.exp(700), "bits_per_byte": math.inf}
+    folder = RunFolder(tmp_path)
+    folder.finish(results.figures(rows))
+    text = (tmp_path / "summary.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert (folder.summary["loss"], folder.summary["loss_step"]) == known
+    told = results.told(SimpleNamespace(folder=folder))
+    card = str(model_card._results(rows))
+    assert line in told
+    for shown in (told, card, page(tmp_path, PLAN, rows, []).partition("<h2>Events")[0]):
+        assert not re.search(r"\b(nan|inf)\b", shown)
+        assert ("1.5000" in shown) == bool(line)
+
+
+def test_figures_that_are_not_finite_are_in_no_marker(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_durably(tmp_path / "plan.json", {"loss": math.nan})
+    assert not any(tmp_path.iterdir())
+    alone = SimpleNamespace(is_first=True, wait=lambda: None, world_size=1, precision="fp32")
+    job = SimpleNamespace(plan=PLAN, configuration={"zero_optimization": {"stage": 1}})
+    assert [Job.checkpoint(job, 0, alone, validation_loss=loss).validation_loss for loss in (math.nan, 1.5)] == [
+        None,
+        1.5,
+    ]
+    (tmp_path / CHECKPOINT.name).mkdir()
+    write_durably(tmp_path / CHECKPOINT.name / MARKER, asdict(CHECKPOINT))
+    for loss in (1.5, math.nan):
+        Checkpoints(tmp_path).record_loss(CHECKPOINT, loss, alone)
+    assert read_marker(tmp_path / CHECKPOINT.name / MARKER).validation_loss == 1.5
 
 
 def test_bits_per_byte_and_clock():

@@ -9,6 +9,7 @@ is kept under another name, since it may be the machine that reads it wrongly.
 
 import json
 import logging
+import math
 import re
 import shutil
 from dataclasses import asdict
@@ -140,8 +141,10 @@ class Checkpoints:
         return []
 
     def record_loss(self, checkpoint: Checkpoint, validation_loss: float, processes: Processes) -> None:
-        """Note the held-out loss of a checkpoint that was evaluated after it was saved; every process must call."""
-        if processes.is_first:
+        """Note the held-out loss of a checkpoint that was evaluated after it was saved, if it is finite; every process
+        must call.
+        """
+        if processes.is_first and math.isfinite(validation_loss):
             marker = self.path(checkpoint) / MARKER
             write_durably(marker, json.loads(marker.read_text()) | {"validation_loss": validation_loss})
         processes.wait()

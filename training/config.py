@@ -230,8 +230,9 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         _at_least(0, optimizer__weight_decay=self.weight_decay, optimizer__z_loss=self.z_loss)
-        if not self.gradient_clipping >= 0:
-            raise ValueError(f"optimizer.gradient_clipping {self.gradient_clipping} is below 0; 0 clips nothing")
+        if not 0 <= self.gradient_clipping < math.inf:
+            wrong = f"optimizer.gradient_clipping {self.gradient_clipping} is not 0 or more and finite"
+            raise ValueError(f"{wrong}; 0 clips nothing")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"optimizer.learning_rate {self.learning_rate} is not above 0 and below 1; try 5e-4")
         if not 0 < self.muon_learning_rate < 1:

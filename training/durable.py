@@ -21,8 +21,8 @@ FileRecord = dict[str, int | str]
 
 
 def write_durably(path: Path, record: dict[str, Any] | list[dict[str, Any]]) -> None:
-    """Write JSON whole or not at all, and have it on the disk on return."""
-    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+    """Write strict JSON whole or not at all, and have it on the disk on return. Its figures must be finite."""
+    write_whole(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 
 def describe(path: Path, progress: Progress | None = None) -> FileRecord:

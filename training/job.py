@@ -148,6 +148,7 @@ class Job:
     ) -> Checkpoint:
         """What the marker of a checkpoint of this run says."""
         recipe = self.plan.recipe
+        is_known = validation_loss is not None and math.isfinite(validation_loss)
         return Checkpoint(
             step=step,
             samples=self.plan.seen(step),
@@ -157,7 +158,7 @@ class Job:
             world_size=processes.world_size,
             zero_stage=zero_stage(self.configuration, processes.precision),
             precision=processes.precision,
-            validation_loss=validation_loss,
+            validation_loss=validation_loss if is_known else None,
             guard=guard or Record(),
             chain=chain or Chain(),
         )

@@ -30,7 +30,7 @@ class Checkpoint:
         world_size: processes that wrote it; DeepSpeed's files hold one part for each.
         zero_stage: ZeRO stage of those files.
         precision: fp32, bf16 or fp16, of the weights trained.
-        validation_loss: of this step, where it was evaluated.
+        validation_loss: of this step, where it was evaluated, and is finite.
         guard: what the judge of bad steps remembers.
         chain: running digest of all sample numbers.
     """

@@ -172,6 +172,11 @@ def _is_row(row: dict[str, Any]) -> bool:
     return "loss" in row and all(isinstance(value, int | float) for value in (*counts, *figures))
 
 
+def last_finite(rows: Sequence[Row], name: str) -> Row | None:
+    """The last row that has a figure which is finite, as a loss of a step that was skipped may not be."""
+    return next((row for row in reversed(rows) if math.isfinite(row.get(name, math.nan))), None)
+
+
 def tokens_per_second(rows: Sequence[Row]) -> float:
     """Mean of the steps that are there, one or more; each has as many tokens as the others."""
     return rows[-1]["tokens"] / rows[-1]["step"] * len(rows) / sum(row["seconds"] for row in rows)

@@ -8,7 +8,7 @@ from tokenizer.encode import MASK, sentinel
 from training import data_card
 from training.line_charts import Line, chart
 from training.marker import Checkpoint
-from training.meter import Row
+from training.meter import Row, last_finite
 from training.run_folder import Plan
 
 CURVES = "curves.svg"
@@ -187,13 +187,10 @@ def _heeded(group: str, settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _results(rows: list[Row]) -> list[tuple[str, str]]:
-    told = []
-    if rows:
-        last = rows[-1]
-        told = [("tokens seen", f"{last['tokens']:,}"), ("training loss", f"{last['loss']:.4f} nats a token")]
-    evaluated = [row for row in rows if "validation_loss" in row]
-    if evaluated:
-        last = evaluated[-1]
+    told = [("tokens seen", f"{rows[-1]['tokens']:,}")] if rows else []
+    if last := last_finite(rows, "loss"):
+        told.append(("training loss", f"{last['loss']:.4f} nats a token, at step {last['step']:,}"))
+    if last := last_finite(rows, "validation_loss"):
         told += [
             ("held-out loss", f"{last['validation_loss']:.4f} nats a token, at step {last['step']:,}"),
             ("held-out perplexity", f"{last['perplexity']:.2f}"),

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
     from training.job import Job
+    from training.meter import Row
     from training.processes import Processes
 
 # Of shards that are hashed, and beside what is read of them.
@@ -80,7 +81,7 @@ def _parameters(job: "Job") -> int:
 def finish(job: "Job") -> None:
     """Export the model and record the results, from what the run left on the disk."""
     from training.export import export
-    from training.meter import read_metrics, tokens_per_second
+    from training.meter import read_metrics
     from training.run_page import write_page
 
     export(job.folder, job.folder.export)
@@ -89,16 +90,23 @@ def finish(job: "Job") -> None:
     if not rows:
         lost = f"{job.folder.metrics} holds no step, though the run took {job.plan.max_steps:,}"
         raise ValueError(f"{lost}; put it back (the model is in {job.folder.export})")
-    summary: dict[str, Any] = {
-        "steps": rows[-1]["step"],
-        "tokens": rows[-1]["tokens"],
-        "parameters": _parameters(job),
-        "loss": rows[-1]["loss"],
+    job.folder.finish({"parameters": _parameters(job)} | figures(rows))
+
+
+def figures(rows: "list[Row]") -> dict[str, Any]:
+    """What a run came to, by its rows, one or more: its last loss and held-out figures, where they are finite."""
+    from training.meter import last_finite, tokens_per_second
+
+    last, trained = rows[-1], last_finite(rows, "loss")
+    held_out = {name: last.get(name, math.nan) for name in ("validation_loss", "perplexity", "bits_per_byte")}
+    return {
+        "steps": last["step"],
+        "tokens": last["tokens"],
+        "loss": trained["loss"] if trained else None,
+        "loss_step": trained["step"] if trained else None,
         "tokens_per_second": round(tokens_per_second(rows), 1),
         "training_seconds": round(sum(row["seconds"] for row in rows), 1),
-    }
-    names = ("validation_loss", "perplexity", "bits_per_byte")
-    job.folder.finish(summary | {name: rows[-1][name] for name in names if name in rows[-1]})
+    } | {name: value for name, value in held_out.items() if math.isfinite(value)}
 
 
 def told(job: "Job") -> str:
@@ -112,8 +120,10 @@ def told(job: "Job") -> str:
             f"perplexity      {summary['perplexity']:.2f}",
             f"bits per byte   {summary['bits_per_byte']:.4f}",
         ]
+    if summary["loss"] is not None:
+        lines.append(f"training loss   {summary['loss']:.4f} at step {summary.get('loss_step', summary['steps']):,}")
     lines += [
-        f"training loss   {summary['loss']:.4f} at step {summary['steps']:,}, {summary['tokens']:,} tokens",
+        f"trained         {summary['steps']:,} steps, {summary['tokens']:,} tokens",
         f"tokens/s        {summary['tokens_per_second']:,.0f}",
         f"model           {job.folder.export}",
         f"metrics         {job.folder.metrics}",

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from training.line_charts import COLORS, Line, Points, chart
-from training.meter import Row, clock, read_metrics, tokens_per_second
+from training.meter import Row, clock, last_finite, read_metrics, tokens_per_second
 from training.objectives import FITTING
 from training.run_folder import Plan, RunFolder
 from training.samples import Sample, read_samples
@@ -110,10 +110,10 @@ def events(rows: Sequence[Row]) -> list[tuple[int, str]]:
 def _tiles(rows: Sequence[Row]) -> str:
     last = rows[-1]
     seconds = sum(row["seconds"] for row in rows)
-    tiles = [("Training loss", f"{last['loss']:.4f}", f"nats a token, at step {last['step']:,}")]
-    evaluated = [row for row in rows if "validation_loss" in row]
-    if evaluated:
-        one = evaluated[-1]
+    tiles = []
+    if one := last_finite(rows, "loss"):
+        tiles.append(("Training loss", f"{one['loss']:.4f}", f"nats a token, at step {one['step']:,}"))
+    if one := last_finite(rows, "validation_loss"):
         tiles.append(("Held-out loss", f"{one['validation_loss']:.4f}", f"perplexity {one['perplexity']:.2f}"))
         tiles.append(("Bits per byte", f"{one['bits_per_byte']:.4f}", "held out; compares any tokenizers"))
     tiles.append(("Tokens", f"{last['tokens']:,}", f"in {clock(seconds)}, {last.get('epoch', 0):.2f} epochs"))
