@@ -1,5 +1,6 @@
 """The card of an exported model: every folder of shards is in it, and its example runs, whatever the objective."""
 
+import html
 import json
 import re
 import shutil
@@ -32,6 +33,27 @@ def test_every_folder_is_told_with_its_share(tmp_path):
     ]
     assert sum(line.startswith("* train: 20 documents") for line in told) == 2
     assert not any(line.startswith("#") for line in data_card.told(records[:1]))
+
+
+def test_names_from_data_stay_names_in_the_card():
+    """Read as a Markdown reader does: a table of as many rows, and each name as it was but for its white space."""
+    names = [
+        "evil |\n\n# Heading\n\n<script>alert(1)</script>",
+        "<b>x</b> `y` [z](http://z) \\",
+        "a\u202eb\udcff",
+        "x" * 500,
+    ]
+    record = {"folder": names[0], "share": 0.5, "states": {names[1]: {"files": 1, "bytes": 5}}}
+    record["licences"] = {name: number for number, name in enumerate(names, 1)}
+    told = list(data_card.told([record, record]))
+    text = "\n".join(told)
+    text.encode()
+    assert not re.search(r"[<>`\[\]\\]|^# ", text, re.MULTILINE)
+    assert {line.count("|") for line in told if line.startswith("|")} == {3, 4}
+    folded = [" ".join(name.split()) for name in names[:2]] + ["a b", "x" * data_card.MOST_CHARACTERS]
+    rows = [html.unescape(line).rpartition(" | ")[0] for line in told[told.index("| licence | files |") + 2 :][:4]]
+    assert rows == [f"| {name}" for name in folded]
+    assert html.unescape(told[0]) == f"### {folded[0]}: 50.0% of the sequences"
 
 
 def exported(name, folder, options):
@@ -108,6 +130,9 @@ def test_base_is_called_by_its_name_not_by_where_it_lies(place, name):
     ("licences", "base", "told"),
     [
         ([{"mit": 3}, {"mit": 1}], "", "mit"),
+        ([{"bsd-3-clause": 3}], "", "bsd-3-clause"),
+        ([{"evil\n---\n# b": 3}], "", ("other", "evil --- # b")),
+        ([{"proprietary": 3}], "", ("other", "proprietary")),
         ([{"mit": 3}], "gpt2", None),
         ([{"mit": 3, "apache-2.0": 1}], "", None),
         ([{"mit": 3, data_card.NO_LICENCE: 1}], "", None),
@@ -118,7 +143,9 @@ def test_base_is_called_by_its_name_not_by_where_it_lies(place, name):
 def test_licence_is_told_where_all_data_has_it(licences, base, told):
     records = [{"licences": one} if one else {} for one in licences]
     front = yaml.safe_load(model_card.front_matter("text-generation", base, records))
-    assert front.get("license") == told
+    licence = front.get("license")
+    assert (licence if licence != "other" else (licence, front["license_name"])) == told
+    assert ("license_name" in front) == (licence == "other")
     assert front.get("base_model") == (base or None)
 
 

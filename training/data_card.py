@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from tokenizer.shard_index import ShardIndex
 if TYPE_CHECKING:
     from tokenizer.ledger_rows import Ledger
 
-MOST_LICENCES = 15
+MOST_LICENCES, MOST_CHARACTERS = 15, 100
 NO_LICENCE = "none known"
+_MARKUP = re.compile(r"[|<>&\[\]\\`]")
 
 Record = dict[str, Any]
 
@@ -91,7 +93,7 @@ def _licences_of_kept(ledger: "Ledger", table: Path, expected: int) -> dict[str,
                 lengths = pc.fill_null(pc.list_value_length(licences), 0)
                 counts[NO_LICENCE] += pc.sum(pc.equal(lengths, 0)).as_py() or 0
                 for entry in pc.value_counts(pc.utf8_lower(licences.flatten())).to_pylist():
-                    counts[str(entry["values"])] += entry["counts"]
+                    counts[(entry["values"] or "").strip() or NO_LICENCE] += entry["counts"]
     return {name: count for name, count in counts.most_common() if count}
 
 
@@ -102,12 +104,23 @@ def only_licence(records: Sequence[Record]) -> str | None:
     return found.pop() if len(found) == 1 and NO_LICENCE not in found else None
 
 
+def on_one_line(name: str) -> str:
+    """A name from data, which may be any text, in one line of bounded length."""
+    words = "".join(letter if letter.isprintable() else " " for letter in name).split()
+    return " ".join(words)[:MOST_CHARACTERS]
+
+
+def as_text(name: str) -> str:
+    """The same for Markdown, of a table too: what would be markup, or HTML, stands for itself."""
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", on_one_line(name))
+
+
 def told(records: Sequence[Record]) -> Iterator[str]:
     """The section of a model card, line by line, folder by folder; empty where nothing is known."""
     for number, record in enumerate(records):
         if len(records) > 1:
             gap = [""] if number else []
-            yield from (*gap, f"### {record['folder']}: {record['share']:.1%} of the sequences", "")
+            yield from (*gap, f"### {as_text(record['folder'])}: {record['share']:.1%} of the sequences", "")
         yield from _told(record)
 
 
@@ -126,11 +139,11 @@ def _told(record: Record) -> Iterator[str]:
         yield from ("", "| files | | MB |", "|--|--|--|", f"| {files:,} | in | {size / 1e6:,.1f} |")
         for state, sums in sorted(states.items(), key=lambda one: (one[0] == "kept", -one[1]["files"])):
             sign = "" if state == "kept" else "−"
-            yield f"| {sign}{sums['files']:,} | {state} | {sign}{sums['bytes'] / 1e6:,.1f} |"
+            yield f"| {sign}{sums['files']:,} | {as_text(state)} | {sign}{sums['bytes'] / 1e6:,.1f} |"
     licences = record.get("licences")
     if licences:
         shown = list(licences.items())[:MOST_LICENCES]
         yield from ("", "Licences of the files kept:", "", "| licence | files |", "|--|--|")
-        yield from (f"| {name.replace('|', '/')} | {count:,} |" for name, count in shown)
+        yield from (f"| {as_text(name)} | {count:,} |" for name, count in shown)
         if len(licences) > MOST_LICENCES:
             yield f"| {len(licences) - MOST_LICENCES:,} others | {sum(list(licences.values())[MOST_LICENCES:]):,} |"

@@ -25,6 +25,13 @@ _SHAPE = {
     "tie_embeddings": ("tie_word_embeddings",),
     "dropout": ("attention_dropout", "resid_pdrop", "hidden_dropout_prob", "dropout_rate"),
 }
+# Identifiers of SPDX that model hubs take for a licence; to them every other is `other`, with a name.
+_HUB_LICENCES = {
+    *("afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear"),
+    *("bsl-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "ecl-2.0"),
+    *("epl-1.0", "epl-2.0", "eupl-1.1", "eupl-1.2", "gpl-2.0", "gpl-3.0", "isc", "lgpl-2.1", "lgpl-3.0", "lppl-1.3c"),
+    *("mit", "mpl-2.0", "ms-pl", "ncsa", "ofl-1.1", "osl-3.0", "postgresql", "unlicense", "wtfpl", "zlib"),
+}
 # Settings that only these kinds of their group heed.
 _ONLY_OF = {
     "objective.rate": ("fill_in_the_middle",),
@@ -90,7 +97,7 @@ def card(plan: Plan, checkpoint: Checkpoint, rows: list[Row], data: list[data_ca
 
 # A language model of source code
 
-Trained with Corella{f", from the weights of {base}" if base else ""}.
+Trained with Corella{f", from the weights of {data_card.as_text(base)}" if base else ""}.
 
 ```python
 from transformers import {example.model}, AutoTokenizer
@@ -145,8 +152,10 @@ def front_matter(task: str, base: str, data: list[data_card.Record]) -> str:
     licence = data_card.only_licence(data)
     if base:
         record["base_model"] = base
-    elif licence:
+    elif licence in _HUB_LICENCES:
         record["license"] = licence
+    elif licence:
+        record |= {"license": "other", "license_name": data_card.on_one_line(licence)}
     text: str = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
     return text
 
@@ -156,7 +165,7 @@ def _settings(plan: Plan, checkpoint: Checkpoint) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = [("vocabulary", f"{plan.vocab_size:,}"), ("precision", checkpoint.precision)]
     rows += [("steps", f"{checkpoint.step:,} of {plan.max_steps:,}"), ("seed", recipe.seed)]
     if recipe.from_pretrained:
-        rows.append(("from_pretrained", base_name(recipe.from_pretrained)))
+        rows.append(("from_pretrained", data_card.as_text(base_name(recipe.from_pretrained))))
     rows += _shape(plan.model_config())
     rows.append(("attention", recipe.attention))
     for group in ("objective", "data", "batch", "optimizer", "schedule", "compute"):
