@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from small_shards import make_shards
 from tokenizer.shards import TokenStream
 from training.batches import EvaluationBatches, TrainingBatches
 from training.micro_batch import MicroBatch, room_for
-from training.order import Permutation, TrainingOrder, count_windows
+from training.order import FEW_WINDOWS, Permutation, TrainingOrder, count_windows
 
 LENGTH = 32
 
@@ -74,6 +76,35 @@ def test_every_epoch_has_every_window_once_in_another_order():
         assert (epochs[one] == epochs[other]).mean() < 0.02
         assert abs(np.corrcoef(epochs[one].astype(float), epochs[other].astype(float))[0, 1]) < 0.15
     assert abs(np.corrcoef(epochs[0][:-1].astype(float), epochs[0][1:].astype(float))[0, 1]) < 0.15
+
+
+def surprise(counts, expected):
+    """Pearson's chi-square of counts that should all be as expected, in standard deviations from its mean."""
+    free = counts.size - 1
+    return (((counts - expected) ** 2 / expected).sum() - free) / (2 * free) ** 0.5
+
+
+def epochs_of(windows, count):
+    order, numbers = TrainingOrder(windows, "run"), np.arange(windows, dtype=np.uint64)
+    return np.stack([order(numbers + np.uint64(epoch * windows)) for epoch in range(count)]).astype(np.int64)
+
+
+@pytest.mark.parametrize("windows", [7, FEW_WINDOWS - 1, 101])
+def test_windows_come_at_all_places_and_after_all_others_equally_often(windows):
+    """Two, three, four or five rounds instead of ROUNDS leave neighbours together, 9,000 to 7 deviations too often."""
+    epochs = epochs_of(windows, 2000)
+    places = epochs + windows * np.arange(windows)
+    assert abs(surprise(np.bincount(places.ravel()), len(epochs) / windows)) < 4
+    distances = (epochs[:, 1:] - epochs[:, :-1]) % windows
+    assert abs(surprise(np.bincount(distances.ravel())[1:], len(epochs))) < 4
+
+
+@pytest.mark.parametrize("windows", [2, 3, 4])
+def test_few_windows_come_in_every_order_equally_often(windows):
+    orders = math.factorial(windows)
+    _, counts = np.unique(epochs_of(windows, 100 * orders), axis=0, return_counts=True)
+    assert len(counts) == orders
+    assert abs(surprise(counts, 100)) < 4
 
 
 @given(consumed=st.integers(0, 10_000), world_size=st.sampled_from([1, 2, 3, 4, 6, 12]), data=st.data())

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.uint64]
 ROUNDS = 6
+# Fewer windows are put in order by sorting: the rounds would not draw all orders of so few, nor equally often.
+FEW_WINDOWS = 64
 # A group of windows that is shuffled together is made of so many runs of neighbouring windows.
 RUNS = 16
 
@@ -36,7 +38,7 @@ class Permutation:
         self.keys = np.frombuffer(hashlib.blake2b(key.encode(), digest_size=8 * ROUNDS).digest(), "<u8")
 
     def __call__(self, positions: Numbers) -> Numbers:
-        """The entries at `positions` (any shape, each below `size`)."""
+        """The entries at `positions` (of one dimension or more, each below `size`)."""
         entries = self._rounds(np.asarray(positions, np.uint64))
         outside = entries >= self.size
         while outside.any():
@@ -58,6 +60,12 @@ def _mix(values: Numbers) -> Numbers:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+def _sorted(size: int, key: str) -> Numbers:
+    """The numbers below `size` in the order of their keyed hashes."""
+    key_bits = np.frombuffer(hashlib.blake2b(key.encode(), digest_size=8).digest(), "<u8")
+    return np.argsort(_mix(np.arange(size, dtype=np.uint64) ^ key_bits)).astype(np.uint64)
 
 
 class TrainingOrder:
@@ -87,6 +95,8 @@ class TrainingOrder:
         return found
 
     def _everywhere(self, positions: Numbers, key: str) -> Numbers:
+        if self.windows < FEW_WINDOWS:
+            return _sorted(self.windows, key)[positions]
         return Permutation(self.windows, key)(positions)
 
     def _in_groups(self, positions: Numbers, key: str) -> Numbers:
