@@ -1,5 +1,6 @@
 """Several sources by weight, orders that stay local, the sequence-length warm-up, and the chain of digests."""
 
+import contextlib
 import shutil
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from small_shards import make_shards
 
 from tokenizer.shards import TokenStream
-from training import steps
+from training import results, steps
 from training.batches import TrainingBatches
 from training.config import Data
 from training.order import RUNS, Mixture, TrainingOrder, quotas
@@ -74,6 +75,33 @@ def test_bytes_a_token_are_those_of_what_is_read(folders, monkeypatch):
 def test_a_weight_too_small_to_be_met_is_refused():
     with pytest.raises(ValueError, match=r"1e-09 .* less than one sequence in 4096"):
         quotas([1.0, 1e-9], 4096)
+
+
+@pytest.mark.parametrize("weight", [5e-324, 1e-300, 1.0, 1e308, 1.7e308])
+def test_weights_of_any_size_are_proportions(weight):
+    assert quotas([weight, weight, weight], 4096) == quotas([1.0] * 3, 4096)
+    with pytest.raises(ValueError, match=r"less than one sequence in 4096"):
+        quotas([1.7e308, 1.7e308, 1.0], 4096)
+
+
+def test_a_folder_that_rounding_gives_far_more_or_less_is_told(caplog):
+    names = [SimpleNamespace(name=name) for name in ("code", "prose", "notes")]
+    told = []
+    for weights in ([4000.0, 87.0, 9.49], [8099.0, 1.0], [4094.33, 1.33, 0.34]):
+        caplog.clear()
+        results._tell_rounding(SimpleNamespace(all=names[: len(weights)], mixture=Mixture(weights, "run")))
+        told.append(caplog.messages)
+    line = "sequences are mixed in parts of 4,096: {} times as often as its weight asks"
+    assert told == [[], [line.format("prose 1.98")], [line.format("prose 0.75 times, notes 2.94")]]
+
+
+@given(weights=st.lists(st.floats(0.01, 1000), min_size=2, max_size=6))
+def test_no_folder_is_read_more_often_than_the_number_of_folders_allows(weights):
+    with contextlib.suppress(ValueError):
+        mixture = Mixture(weights, "run")
+        for share, asked in zip(mixture.shares, mixture.asked, strict=True):
+            assert abs(share - asked) < 1 / Mixture.BLOCK
+            assert 1 / 2 < share / asked < len(weights) + 1e-6
 
 
 @given(

@@ -5,6 +5,7 @@ length, e). Training sequence n is position n mod N of epoch n div N. So the dat
 """
 
 import hashlib
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +131,7 @@ class Mixture:
     BLOCK = 4096
 
     def __init__(self, weights: list[float], identity: str) -> None:
-        self.identity, self.quotas = identity, quotas(weights, self.BLOCK)
+        self.identity, self.asked, self.quotas = identity, proportions(weights), quotas(weights, self.BLOCK)
         self._ends = np.cumsum(self.quotas, dtype=np.uint64)
 
     def __call__(self, numbers: Numbers) -> tuple[Numbers, Numbers]:
@@ -156,7 +157,7 @@ class Mixture:
 
     @property
     def shares(self) -> list[float]:
-        """Of the sequences, by source."""
+        """Of the sequences, by source; `asked` are those that the weights give."""
         return [quota / self.BLOCK for quota in self.quotas]
 
     def taken(self, consumed: int) -> list[int]:
@@ -167,16 +168,25 @@ class Mixture:
         return [block * quota + extra for quota, extra in zip(self.quotas, more, strict=True)]
 
 
+def proportions(weights: list[float]) -> list[float]:
+    """Weights as parts of their sum, which may itself be beyond the largest number."""
+    exponent = math.frexp(max(weights))[1]
+    scaled = [math.ldexp(weight, -exponent) for weight in weights]  # by a power of two, which rounds nothing
+    total = sum(scaled)
+    return [weight / total for weight in scaled]
+
+
 def quotas(weights: list[float], total: int) -> list[int]:
     """`total` shared out by weights: each its whole part, the rest to the largest remainders (the first wins ties)."""
-    exact = [weight / sum(weights) * total for weight in weights]
+    exact = [share * total for share in proportions(weights)]
     whole = [int(share) for share in exact]
     by_remainder = sorted(range(len(weights)), key=lambda number: (whole[number] - exact[number], number))
     for number in by_remainder[: total - sum(whole)]:
         whole[number] += 1
     if 0 in whole:
+        least = whole.index(0)
         raise ValueError(
-            f"a weight of {weights[whole.index(0)]:g} among {sum(weights):g} is less than one sequence in {total}; "
+            f"a weight of {weights[least]:g} is {exact[least] / total:.1g} of all, less than one sequence in {total}; "
             "choose a larger one (data.weights; by default sequences of a folder) or leave the source out"
         )
     return whole

@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from training.job import Job
     from training.meter import Row
     from training.processes import Processes
+    from training.sources import Sources
 
 # Of shards that are hashed, and beside what is read of them.
 WORTH_TELLING_BYTES, WORTH_TELLING_TIMES = 1e12, 4
+WORTH_TELLING_ROUNDING = 0.1
 log = logging.getLogger("train")
 
 
@@ -46,7 +48,19 @@ def announce(job: "Job", engine: "DeepSpeedEngine", everyone: "Processes", step:
         shares = zip(sources.all, sources.mixture.shares, strict=True)
         told = ", ".join(f"{share:.1%} of {source.name}" for source, share in shares)
         log.info("sequences are mixed: %s; held-out figures are of the first", told)
+        _tell_rounding(sources)
     _tell_hashing(job, step)
+
+
+def _tell_rounding(sources: "Sources") -> None:
+    """A line where the parts in which sequences are mixed give a folder far more or less than its weight does."""
+    mixture = sources.mixture
+    times = [share / asked for share, asked in zip(mixture.shares, mixture.asked, strict=True)]
+    named = zip(sources.all, times, strict=True)
+    off = [f"{source.name} {many:.2f} times" for source, many in named if abs(many - 1) > WORTH_TELLING_ROUNDING]
+    if off:
+        words = "sequences are mixed in parts of %s: %s as often as its weight asks"
+        log.warning(words, f"{mixture.BLOCK:,}", ", ".join(off))
 
 
 def _tell_hashing(job: "Job", step: int) -> None:

@@ -144,7 +144,8 @@ class Sources:
         sequence_length: T.
         seed: of the order.
         weights: one a stream; empty = by their windows, so that all reach the end of an epoch together, but for
-            what rounding to parts of 4,096 leaves (a folder of 1/3000 of the data may be a third off).
+            what rounding to parts of 4,096 leaves, less than one part a folder: one of 1/400 of the data may be a
+            tenth off, and one below 1/4096 read twice an epoch (one of n folders, up to n times).
         shuffle_tokens: tokens that are shuffled together; 0 = all.
     """
 
