@@ -210,6 +210,8 @@ def test_spike_is_judged_by_the_median_of_good_steps():
     assert not any(judged(Guard(Tolerance(spike_factor=0), Record()), [1.0] * 20 + [1e9]))
     # Many times next to nothing is no more than clipping allows.
     assert judged(Guard(Tolerance(spike_factor=10), Record()), [0.001] * 20 + [9.0, 11.0]) == [False] * 21 + [True]
+    assert judged(Guard(Tolerance(spike_factor=10), Record()), [4.0] * 20 + [39.0, 41.0]) == [False] * 21 + [True]
+    assert not any(judged(Guard(Tolerance(spike_factor=10), Record()), [1.0] * 15 + [1e9]))
 
 
 def test_in_fp16_a_step_counts_unless_the_loss_scale_still_finds_its_size():

@@ -29,8 +29,9 @@ class Tolerance:
     Args:
         on_nan: stop at the first one; skip them, and stop after `in_a_row`; or then go back to a checkpoint.
         in_a_row: bad steps after which a run does not go on as it was.
-        spike_factor: a gradient norm is bad too above that many times the median of the last steps, or, where it is
-            larger, what gradients are clipped to (1 where they are not); 0 = never.
+        spike_factor: a gradient norm is bad too above that many times the larger of two: the median of the last
+            USUAL_STEPS good steps, once there are LEAST_STEPS, and what gradients are clipped to (1 where they are
+            not); 0 = never.
     """
 
     on_nan: OnNan = "rewind"

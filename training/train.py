@@ -111,8 +111,8 @@ def main(
         on_nan: a step whose gradient is not finite is skipped and counted; after bad_steps of them in a row the run
             goes back to the last checkpoint and leaves that data out (rewind), or ends (skip). stop: ends at once.
         bad_steps: in a row, after which on_nan decides.
-        spike_factor: a gradient norm above that many times the running median, or what it is clipped to where that is
-            larger, is as bad as NaN; 0 = never.
+        spike_factor: a gradient norm is as bad as NaN above that many times the larger of two: the median of the last
+            128 good steps, once there are 16, and what gradients are clipped to (1 where they are not); 0 = never.
         watch: what the run shows of itself.
         resume: auto goes on from the last complete checkpoint; never refuses a folder that holds a run.
         deepspeed: DeepSpeed configuration, of ZeRO only; the rest is decided here.
