@@ -256,6 +256,13 @@ def test_workspace_without_shards_ends_with_the_kept_files(spark, write_report, 
     assert "Training" not in text
 
 
+def test_run_of_hidden_tokens_has_a_loss_alone(figures):
+    row = {"step": 1, "loss": 2.0, "tokens": 16, "seconds": 1.0, "validation_loss": 1.25}
+    text = page.render({**figures, "run": training_run.run_of(json.dumps(row).encode())}, "0" * 32)
+    assert "</b><span>nats a token, at step 1</span>" in text
+    assert not re.search("Bits per byte|Perplexity", text)
+
+
 def test_curve_is_thinned_to_means():
     points = [(float(step), float(step % 2)) for step in range(1000)]
     thin = training_run.thinned(points, 100)

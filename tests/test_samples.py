@@ -1,5 +1,7 @@
 """Samples of models that fill in what is hidden: masked ones and encoder-decoders; real runs, and models by hand."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from training.writing import shown
 
 MARKERS = (MASK, *(sentinel(number) for number in range(8)))
 PROMPTS = ("def add(first, second):\n    return first + second\n", "import os\n", "")
+TOLD = ("metrics.jsonl", "summary.json", "run.html", "export/README.md")
 OPTIONS = SHORT | {
     "max_steps": 4,
     "evaluate_every": 2,
@@ -49,7 +52,10 @@ def exported(run):
 
 
 def test_masked_model_fills_in_each_text_as_it_does_alone(shards, words, tmp_path):
-    train(shards, tmp_path / "run", OPTIONS | {"objective.kind": "masked"}, world_size=1)
+    (printed,) = train(shards, tmp_path / "run", OPTIONS | {"objective.kind": "masked"}, world_size=1)
+    told = (printed, *(path.read_text() for path in map((tmp_path / "run").joinpath, TOLD)))
+    assert all("alidation_loss" in text or "eld-out loss" in text for text in told)
+    assert not any(re.search("bits|perplexity", text) for text in told)  # of hidden tokens they would say nothing
     rows = read_samples(tmp_path / "run" / "samples.jsonl")
     assert [row["step"] for row in rows] == [2, 2, 4, 4]
     assert [row["prompt"] for row in rows[:2]] == [row["prompt"] for row in rows[2:]]

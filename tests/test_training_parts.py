@@ -22,7 +22,7 @@ from training.durable import damage, describe, write_durably
 from training.guard import Record
 from training.job import Job, _ending
 from training.marker import MARKER, Checkpoint, read_marker
-from training.meter import Meter, clock, read_metrics, validation_figures, write_metrics
+from training.meter import Meter, clock, read_metrics, write_metrics
 from training.model import build, configuration, count_parameters
 from training.optimizer import learning_rate, parameter_groups, progress
 from training.retention import Retention
@@ -304,10 +304,24 @@ def test_figures_that_are_not_finite_are_in_no_marker(tmp_path):
     assert read_marker(tmp_path / CHECKPOINT.name / MARKER).validation_loss == 1.5
 
 
-def test_bits_per_byte_and_clock():
-    figures = validation_figures(0.6931471805599453, tokens=10, text_bytes=40)
-    assert figures["bits_per_byte"] == pytest.approx(0.25)
-    assert figures["perplexity"] == pytest.approx(2)
+@pytest.mark.parametrize(("bytes_per_token", "told"), [((2.0, 4.0), True), ((0.0, 0.0), False)])
+def test_losses_are_told_by_the_bytes_of_their_tokens_where_there_are_some(tmp_path, capsys, bytes_per_token, told):
+    path = tmp_path / "metrics.jsonl"
+    meter = Meter(path, tmp_path / "tensorboard", step=0, max_steps=9, bytes_per_token=bytes_per_token)
+    meter.record(row(1) | {"loss": math.log(2)})
+    meter.complete(1, {"validation_loss": math.log(2)})
+    meter.record(row(2) | {"validation_loss": math.log(2)})
+    meter.close()
+    for one in read_metrics(path):
+        figures = [one.get("bits_per_byte"), one.get("perplexity")]
+        assert figures == ([pytest.approx(0.25), pytest.approx(2)] if told else [None] * 2)
+    assert read_metrics(path)[0].get("training_bits_per_byte") == (0.5 if told else None)
+    line = capsys.readouterr().err
+    assert "held-out loss 0.693" in line
+    assert ("held-out loss 0.693, 0.250 bits per byte" in line) == ("bits/byte" in line) == told
+
+
+def test_clock():
     assert [clock(59.6), clock(3600), clock(61)] == ["1:00", "1:00:00", "1:01"]
 
 

@@ -209,6 +209,11 @@ class EvaluationBatches:
         windows = count_windows(len(stream), self.sequence_length)
         self.count = min(windows, max(1, max_tokens // self.sequence_length))
 
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text that a token of the split has on average."""
+        return self.stream.text_bytes / len(self.stream)
+
     def share(self, size: int, rank: int, world_size: int) -> Iterator[MicroBatch]:
         """A rank's micro-batches of `size` sequences, as of TrainingBatches.
 

@@ -30,16 +30,20 @@ class Meter:
     """Records one row a step: step, loss, tokens, tokens_per_second, learning_rate, gradient_norm, seconds, epoch.
 
     Steps that were evaluated carry validation_loss, perplexity, bits_per_byte and evaluation_seconds too. `tokens`
-    are all those trained on so far; `loss` is in nats a token, the mean of the global batch. `training_bits_per_byte`
-    is that loss by the bytes that a token of the training split has on average; `gauges.Gauges` adds what the step
-    cost. The first row after a resumption has `resumed` 1.
+    are all those trained on so far; `loss` is in nats a token, the mean of the global batch. `gauges.Gauges` adds what
+    the step cost. The first row after a resumption has `resumed` 1.
+
+    `training_bits_per_byte` and `bits_per_byte` are the losses in bits, by the bytes that a token of the whole split
+    has on average: they compare models of different tokenizers. Where the middle is filled in, markers are predicted
+    too, and they are about so.
 
     Args:
         metrics: path of metrics.jsonl; rows beyond `step` are dropped, so that a resumed run has each step once.
         tensorboard: folder of event files.
         step: the last step already taken.
         max_steps: of the run, for the time left.
-        bytes_per_token: of the training split; 0 = no bits per byte of training.
+        bytes_per_token: of the training split, and of the held-out one; 0 = its loss has neither bits per byte nor
+            perplexity.
         wandb: project to show the run in as well, under the name of the run's folder; None = not.
 
     `seconds` are those of all steps so far.
@@ -52,7 +56,7 @@ class Meter:
         *,
         step: int,
         max_steps: int,
-        bytes_per_token: float = 0.0,
+        bytes_per_token: tuple[float, float] = (0.0, 0.0),
         wandb: str | None = None,
     ) -> None:
         self.max_steps, self._bytes_per_token, self._metrics = max_steps, bytes_per_token, metrics
@@ -71,8 +75,7 @@ class Meter:
 
     def record(self, row: Row) -> None:
         """Append the row of a step and show it."""
-        if self._bytes_per_token:
-            row["training_bits_per_byte"] = round(row["loss"] / math.log(2) / self._bytes_per_token, 6)
+        row |= self._of_text(row)
         if self._begins and row["step"] > 1 and "rewound_from" not in row:  # going back is told as such
             row["resumed"] = 1
         try:
@@ -91,6 +94,7 @@ class Meter:
 
     def complete(self, step: int, figures: Row) -> None:
         """Add to the row of the last step, at which a run was stopped, what was found of that step since."""
+        figures |= self._of_text(figures)
         rows = [row | figures if row["step"] == step else row for row in read_metrics(self._metrics)]
         self._file.close()
         write_metrics(self._metrics, rows)
@@ -98,6 +102,16 @@ class Meter:
         self._tell(figures, step)
         if rows and rows[-1]["step"] == step:
             self._show(rows[-1], step)
+
+    def _of_text(self, row: Row) -> Row:
+        """What the losses of a row say of the text, where they are those of its tokens, one after the other."""
+        (training, held_out), found = self._bytes_per_token, Row()
+        if training and "loss" in row:
+            found["training_bits_per_byte"] = round(bits_per_byte(row["loss"], training), 6)
+        if held_out and "validation_loss" in row:
+            loss = row["validation_loss"]
+            found |= {"perplexity": math.exp(min(loss, 700)), "bits_per_byte": bits_per_byte(loss, held_out)}
+        return found
 
     @property
     def seconds_per_step(self) -> float:
@@ -139,7 +153,8 @@ class Meter:
         left = (self.max_steps - step) * self.seconds_per_step
         line = f"step {step}/{self.max_steps}  {'  '.join(_figures(row))}  {clock(left)} left"
         if evaluated:
-            line += f"  |  held-out loss {row['validation_loss']:.3f}, {row['bits_per_byte']:.3f} bits per byte"
+            bits = f", {row['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in row else ""
+            line += f"  |  held-out loss {row['validation_loss']:.3f}{bits}"
         end = "\n" if evaluated or not terminal or step == self.max_steps else ""
         print(f"\r{line}\x1b[K" if terminal else line, end=end, file=sys.stderr, flush=True)
 
@@ -192,14 +207,9 @@ def _line(row: Row) -> str:
     return json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()}) + "\n"
 
 
-def validation_figures(loss: float, tokens: int, text_bytes: int) -> Row:
-    """Held-out loss (nats a token), its perplexity, and bits per byte.
-
-    Bits per byte compares models of different tokenizers: loss / ln 2, times tokens over UTF-8 bytes of the split.
-    Where an evaluation reads only part of the split, that ratio is still the whole split's.
-    """
-    bits = loss / math.log(2) * tokens / max(1, text_bytes)
-    return {"validation_loss": loss, "perplexity": math.exp(min(loss, 700)), "bits_per_byte": bits}
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """A loss in nats a token as bits a byte of UTF-8."""
+    return loss / math.log(2) / bytes_per_token
 
 
 def clock(seconds: float) -> str:

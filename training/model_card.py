@@ -200,8 +200,9 @@ def _results(rows: list[Row]) -> list[tuple[str, str]]:
     if last := last_finite(rows, "loss"):
         told.append(("training loss", f"{last['loss']:.4f} nats a token, at step {last['step']:,}"))
     if last := last_finite(rows, "validation_loss"):
+        told.append(("held-out loss", f"{last['validation_loss']:.4f} nats a token, at step {last['step']:,}"))
+    if last := last_finite(rows, "bits_per_byte"):
         told += [
-            ("held-out loss", f"{last['validation_loss']:.4f} nats a token, at step {last['step']:,}"),
             ("held-out perplexity", f"{last['perplexity']:.2f}"),
             ("held-out bits per byte", f"{last['bits_per_byte']:.4f}"),
         ]

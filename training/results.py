@@ -129,8 +129,9 @@ def told(job: "Job") -> str:
     assert summary is not None
     lines = []
     if "validation_loss" in summary:
+        lines.append(f"held-out loss   {summary['validation_loss']:.4f} nats a token")
+    if "bits_per_byte" in summary:
         lines += [
-            f"held-out loss   {summary['validation_loss']:.4f} nats a token",
             f"perplexity      {summary['perplexity']:.2f}",
             f"bits per byte   {summary['bits_per_byte']:.4f}",
         ]

@@ -67,7 +67,7 @@ def page(path: Path, plan: Plan, rows: Sequence[Row], samples: Sequence[Sample])
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{title}</title>\n<style>{_STYLE.replace('LIGHT', light).replace('DARK', dark)}</style>\n</head>",
         f"<body>\n<h1>{title}</h1>",
-        _tiles(rows),
+        _tiles(rows, plan.recipe.objective.kind),
         '<h2>Curves</h2>\n<p class="quiet">By step. A line is the mean of neighbouring steps, its band their least '
         f"and greatest{'; dashed lines are the events below' if told else ''}.</p>",
         _curves(rows, [step for step, _ in told]),
@@ -107,15 +107,18 @@ def events(rows: Sequence[Row]) -> list[tuple[int, str]]:
     return told
 
 
-def _tiles(rows: Sequence[Row]) -> str:
+def _tiles(rows: Sequence[Row], kind: str) -> str:
     last = rows[-1]
     seconds = sum(row["seconds"] for row in rows)
     tiles = []
     if one := last_finite(rows, "loss"):
         tiles.append(("Training loss", f"{one['loss']:.4f}", f"nats a token, at step {one['step']:,}"))
     if one := last_finite(rows, "validation_loss"):
-        tiles.append(("Held-out loss", f"{one['validation_loss']:.4f}", f"perplexity {one['perplexity']:.2f}"))
-        tiles.append(("Bits per byte", f"{one['bits_per_byte']:.4f}", "held out; compares any tokenizers"))
+        perplexity = f"perplexity {one['perplexity']:.2f}" if "perplexity" in one else "nats a token"
+        tiles.append(("Held-out loss", f"{one['validation_loss']:.4f}", perplexity))
+    if one := last_finite(rows, "bits_per_byte"):
+        note = "held out; compares any tokenizers" if kind == "causal" else "held out; about, as markers count too"
+        tiles.append(("Bits per byte", f"{one['bits_per_byte']:.4f}", note))
     tiles.append(("Tokens", f"{last['tokens']:,}", f"in {clock(seconds)}, {last.get('epoch', 0):.2f} epochs"))
     tiles.append(("Tokens a second", f"{tokens_per_second(rows):,.0f}", "mean of the run, evaluations apart"))
     if "mfu" in last:

@@ -349,17 +349,20 @@ def _row(job: "Job", engine: "DeepSpeedEngine", step: int, loss: float, rate: fl
 def _meter(job: "Job", step: int) -> "Meter":
     from training import data_card
     from training.meter import Meter
+    from training.objectives import FITTING
 
     sources = job.training.sources
     shares = zip(sources.all, sources.mixture.shares, strict=True)
     described = [(one.stream.index, one.stream.folder, share, one.name) for one, share in shares]
     job.folder.record_data([data_card.describe(*one) for one in described])
+    held_out = job.evaluation.bytes_per_token if job.evaluation else 0.0
+    hides = job.plan.recipe.objective.kind in FITTING  # and then losses add up to no likelihood of the text
     return Meter(
         job.folder.metrics,
         job.folder.tensorboard,
         step=step,
         max_steps=job.plan.max_steps,
-        bytes_per_token=sources.bytes_per_token,
+        bytes_per_token=(0.0, 0.0) if hides else (sources.bytes_per_token, held_out),
         wandb=job.watch.wandb,
     )
 
