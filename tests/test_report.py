@@ -263,6 +263,14 @@ def test_run_of_hidden_tokens_has_a_loss_alone(figures):
     assert not re.search("Bits per byte|Perplexity", text)
 
 
+def test_figures_that_were_not_finite_are_left_out():
+    rows = [{"step": step, "loss": 2.0 / step, "tokens": 16 * step, "seconds": 1.0} for step in (1, 2)]
+    rows[0] |= {"validation_loss": 1.25}
+    rows.append({"step": 3, "loss": None, "validation_loss": None, "tokens": 48, "seconds": 1.0})
+    run = training_run.run_of("".join(json.dumps(row) + "\n" for row in rows).encode())
+    assert (run.steps, run.training_loss, run.validation_loss) == (3, [(1, 2.0), (2, 1.0)], [(1, 1.25)])
+
+
 def test_curve_is_thinned_to_means():
     points = [(float(step), float(step % 2)) for step in range(1000)]
     thin = training_run.thinned(points, 100)

@@ -32,8 +32,11 @@ class Completion(NamedTuple):
 
 
 def run_of(metrics: bytes) -> TrainingRun | None:
-    """The run that a metrics.jsonl records; None before its first step. A last line that was cut off is left out."""
-    rows = [row for row in objects(metrics) if "step" in row]
+    """The run that a metrics.jsonl records; None before its first step. Figures that were not finite, which are null,
+    and a last line that was cut off are left out.
+    """
+    known = ({name: value for name, value in row.items() if value is not None} for row in objects(metrics))
+    rows = [row for row in known if "step" in row]
     if not rows:
         return None
     last = rows[-1]
