@@ -212,6 +212,15 @@ def test_draws_follow_the_truncated_distribution(top_p):
         assert chosen.count(token) / draws == pytest.approx(probabilities[token] / total, abs=0.03)
 
 
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1e-300), (5e-324, 1.0), (1e-38, 1.0), (1e-38, 1e-300)])
+def test_the_least_temperature_and_top_p_take_the_most_probable_token(temperature, top_p):
+    import torch
+
+    logits = torch.tensor([[1.0, 50.0, 3.0, 2.0], [-90.0, -3e38, -1e38, -91.0]])
+    generators = [generator_for(number) for number in range(2)]
+    assert choose(logits, Sampling(temperature, top_p), generators).tolist() == [1, 0]
+
+
 def test_stream_gives_the_same_text_in_whole_characters(writer):
     for prompt in PROMPTS:
         for one in (writer, with_sampling(writer, 1.0, 1.0)):

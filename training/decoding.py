@@ -52,9 +52,11 @@ def choose(logits: "torch.Tensor", sampling: Sampling, generators: "Sequence[tor
     scores = logits.detach().float().cpu()
     if sampling.temperature == 0:
         return scores.argmax(-1)
-    probabilities, order = (scores / sampling.temperature).softmax(-1).sort(-1, descending=True)
+    least = torch.finfo(scores.dtype).tiny  # what is less is 0 in fp32, which divides nothing and keeps no token
+    below_best = scores - scores.amax(-1, keepdim=True)
+    probabilities, order = (below_best / max(sampling.temperature, least)).softmax(-1).sort(-1, descending=True)
     before = probabilities.cumsum(-1) - probabilities
-    cumulative = probabilities.masked_fill(before >= sampling.top_p, 0.0).cumsum(-1)
+    cumulative = probabilities.masked_fill(before >= max(sampling.top_p, least), 0.0).cumsum(-1)
     draws = torch.stack([torch.rand((), generator=one) for one in generators]).unsqueeze(-1)
     places = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True).clamp_(max=scores.shape[-1] - 1)
     return order.gather(-1, places).squeeze(-1)
