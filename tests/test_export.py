@@ -11,6 +11,7 @@ import pytest
 from small_runs import ROOT, SHORT, free_port, train
 from small_shards import make_shards
 
+from tokenizer.whole_folder import whole_folder
 from training import export as exporting
 from training.export import WEIGHTS
 from training.run_folder import RunFolder
@@ -205,6 +206,19 @@ def test_only_a_model_is_overwritten(trained, tmp_path):
     assert contents(tmp_path) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]
     assert "choose another --output, or --overwrite" in refused(trained, trained / "export")
+
+
+def test_model_that_a_killed_export_set_aside_is_put_back(trained, tmp_path):
+    aside, model = shutil.copytree(trained / "export", tmp_path / ".model.replaced"), tmp_path / "model"
+    (tmp_path / ".model.unfinished").mkdir()
+    before = contents(aside)
+    assert "model exists; choose another --output, or --overwrite" in refused(trained, model)
+    assert contents(model) == before
+    model.rename(aside)
+    with pytest.raises(FileExistsError, match="model exists"), whole_folder(model, overwrite=False):
+        raise AssertionError
+    assert contents(model) == before
+    assert not aside.exists()
 
 
 def test_model_behind_a_link_is_replaced_where_it_lies(trained, tmp_path):

@@ -10,7 +10,8 @@ from pathlib import Path
 def whole_folder(path: Path, *, overwrite: bool, marks: Sequence[str] = ("*",)) -> Iterator[Path]:
     """An empty folder to be filled; after the block it stands at `path`, or is gone if the block fails.
 
-    A process that is killed leaves `.NAME.unfinished` beside the place, which the next one removes.
+    A process that is killed leaves `.NAME.unfinished` beside the place, which the next one removes; between the
+    renames at the end also `.NAME.replaced` and nothing at `path`, to which the next one puts it back.
 
     Args:
         path: of the folder.
@@ -21,12 +22,13 @@ def whole_folder(path: Path, *, overwrite: bool, marks: Sequence[str] = ("*",)) 
         FileExistsError: something is at `path` and is not to be replaced.
     """
     path = path.absolute()
+    put_back(path)
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file; name a folder")
     refuse_foreign(path, marks)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; --overwrite replaces it")
-    unfinished, replaced = (path.with_name(f".{path.name}.{state}") for state in ("unfinished", "replaced"))
+    unfinished, replaced = _beside(path, "unfinished"), _beside(path, "replaced")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
@@ -41,6 +43,17 @@ def whole_folder(path: Path, *, overwrite: bool, marks: Sequence[str] = ("*",)) 
         path.rename(replaced)
     unfinished.rename(path)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def put_back(path: Path) -> None:
+    """Rename the folder that stood at `path` back to it, where a process was killed before its own took the place."""
+    replaced = _beside(path, "replaced")
+    if replaced.is_dir() and not path.exists():
+        replaced.rename(path)
+
+
+def _beside(path: Path, state: str) -> Path:
+    return path.with_name(f".{path.name}.{state}")
 
 
 def _is_of_writing(error: BaseException, folder: Path) -> bool:

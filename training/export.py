@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tokenizer.command_line import run as run_command_line
 from tokenizer.encode import MASK, TOKENIZER_FILE
-from tokenizer.whole_folder import whole_folder
+from tokenizer.whole_folder import put_back, whole_folder
 from training import data_card, model_card
 from training.checkpoint import Checkpoints
 from training.durable import FileRecord, damaged
@@ -49,12 +49,15 @@ def main(
 def refuse_taken(target: Path, overwrite: bool, needed: list[Path]) -> None:
     """ValueError unless a model may be written to `target`: nothing is there, or a model that is to be replaced.
 
+    What a killed export had set aside is put back first.
+
     Args:
         needed: folders that must stay, so that `target` is none of them and holds none.
     """
     for place in needed:
         if place.resolve().is_relative_to(target.resolve()):
             raise ValueError(f"{target} is or holds {place}, which must stay; choose another --output")
+    put_back(target.resolve())
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file; choose another --output")
     if not target.exists() or not any(target.iterdir()):
