@@ -269,11 +269,10 @@ def test_requests_are_read_from_files(tmp_path):
             list(read_requests(lines))
 
 
-def generate(folder, *options):
-    script = str(ROOT / "training" / "generate.py")
-    return subprocess.run(
-        [sys.executable, script, "--model", str(folder), *options], capture_output=True, text=True, check=False
-    )
+def generate(folder, *options, limit=(), stdout=subprocess.PIPE):
+    """`limit` is what stands before the command, and `stdout` where what it prints goes."""
+    command = [*limit, sys.executable, str(ROOT / "training" / "generate.py"), "--model", str(folder), *options]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
 
 
 def test_command_writes_what_the_writer_writes(folder, writer, tmp_path):
@@ -303,6 +302,18 @@ def test_output_is_replaced_when_asked_and_whole(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(output.read_text())["prompt"] == "x"
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_what_cannot_be_written_is_told_of_the_output_or_of_the_terminal(folder, tmp_path):
+    output = tmp_path / "out.jsonl"
+    options = ["--prompt", "x", "--max_new_tokens", "2", "--output", str(output)]
+    with open("/dev/full", "w") as full:
+        assert generate(folder, *options, stdout=full).stderr == "error: [Errno 28] No space left on device\n"
+    done = generate(folder, *options, limit=["prlimit", "--fsize=9"])
+    assert done.returncode == 1
+    told = f"error: {output} cannot be written: File too large; what came before is in {output}.partial\n"
+    assert done.stderr == told
+    assert not output.exists()
 
 
 def test_output_that_is_no_file_is_never_replaced(tmp_path):

@@ -5,12 +5,11 @@ import inspect
 import itertools
 import json
 import logging
-import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizer.command_line import run
 from training.decoding import Sampling, decode
@@ -90,14 +89,14 @@ def main(
     wanted = ((request, number) for request in requests_of(prompt, suffix, prompts) for number in range(samples))
     several = bool(prompts) or len(prompt or ()) * samples > 1
     completions = 0
-    with _written_whole(output) as file:
+    with _written_whole(output) as add:
         while batch := list(itertools.islice(wanted, 1 if stream else batch_size)):
             written = _streamed(writer, batch[0], several, samples) if stream else writer.complete(batch)
             for (request, number), completion in zip(batch, written, strict=True):
                 if not stream:
                     _show(request, number, completion, several, samples)
                 row = {"prompt": request.prompt, "completion": completion}
-                file.write(json.dumps(row | ({"suffix": request.suffix} if request.suffix is not None else {})) + "\n")
+                add(json.dumps(row | ({"suffix": request.suffix} if request.suffix is not None else {})) + "\n")
                 completions += 1
     if output:
         seconds = time.monotonic() - begun
@@ -311,22 +310,33 @@ def _check_output(output: str | None, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _written_whole(output: str | None) -> Iterator[IO[str]]:
-    """A file to write, which takes its name when all is there; without a name, one that keeps nothing."""
+def _written_whole(output: str | None) -> Iterator[Callable[[str], None]]:
+    """What adds a line to a file, which takes its name when all is there; without a name, what keeps nothing."""
     if not output:
-        with open(os.devnull, "w") as file:
-            yield file
+        yield lambda line: None
         return
     partial = Path(output + PARTIAL)
-    try:
+    with _fault_of_writing(output):
         partial.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
+        partial.write_text("")
+
+    def add(line: str) -> None:
+        with _fault_of_writing(output), partial.open("a") as file:
+            file.write(line)
+
+    yield add
+    with _fault_of_writing(output):
         partial.replace(output)
+
+
+@contextlib.contextmanager
+def _fault_of_writing(output: str) -> Iterator[None]:
+    """What the system refuses, told of the output."""
+    try:
+        yield
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # of the terminal
-            raise
-        raise OSError(f"{output} cannot be written: {error.strerror}; what came before is in {partial}") from error
+        wrong = f"{output} cannot be written: {error.strerror}"
+        raise OSError(f"{wrong}; what came before is in {output}{PARTIAL}") from error
 
 
 if __name__ == "__main__":
