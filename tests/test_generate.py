@@ -191,6 +191,20 @@ def test_samples_depend_on_seed_and_prompt_and_not_on_their_neighbours(writer):
     assert with_sampling(writer, 1.0, 0.95, seed=1).complete(batch) != together
 
 
+def test_weights_in_16_bits_are_computed_with_in_32_on_cpus(folder, tmp_path, monkeypatch):
+    """So that padding changes no completion, as it did some of these samples."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    copy = shutil.copytree(folder, tmp_path / "model")
+    load(folder)[0].bfloat16().save_pretrained(copy)
+    halved = with_sampling(Writer(*load(copy), max_new_tokens=16, sampling=Sampling(), seed=0), 0.8, 0.95)
+    text = "def add(left, other):\n    left = left + 1"
+    batch = [(Request(text[: 5 + 2 * number]), 0) for number in range(16)]
+    together = [written for begin in (0, 8) for written in halved.complete(batch[begin : begin + 8])]
+    assert [halved.complete([one])[0] for one in batch] == together
+
+
 @pytest.mark.parametrize("top_p", [0.3, 0.6, 1.0])
 def test_draws_follow_the_truncated_distribution(top_p):
     """Frequencies of many draws against probabilities that are cut and divided in plain Python."""

@@ -1,7 +1,8 @@
 """Next tokens from a causal model: one row or many at once, each with randomness of its own.
 
 A row's draws are keyed by its own seed and not by its neighbours, so that what a prompt gets does not depend on what
-it is batched with.
+it is batched with. In 16 bits that holds up to rounding: padding changes it, and two tokens that are nearly equally
+probable may change places.
 """
 
 import hashlib

@@ -51,8 +51,9 @@ def main(
 ) -> None:
     """Print what a model writes after each prompt, or between a prompt and a suffix.
 
-    What a prompt gets depends on it, the seed and the number of the sample, not on what else is asked. All that is
-    asked is read and checked before the first completion.
+    What a prompt gets depends on it, the seed and the number of the sample, not on what else is asked: on CPUs, which
+    compute in fp32, and on GPUs up to rounding, which for a model in 16 bits may change a token. All that is asked is
+    read and checked before the first completion.
 
     Args:
         model: folder that training/export.py wrote (RUN/export).
@@ -213,6 +214,8 @@ class Writer:
 def load(folder: str | Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """An exported model, on the GPU if there is one, and its tokenizer; the network is never asked.
 
+    On CPUs it is in fp32, whatever its file has: in 16 bits what a row is batched with changes its rounding.
+
     ValueError refuses a model that does not continue text, and files that cannot be read.
     """
     import torch
@@ -224,14 +227,14 @@ def load(folder: str | Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBas
     with _damage_told("config.json", folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     _check_causal(config, folder)
+    device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)
     with _damage_told("the weights", folder):
-        network = whole_model(AutoModelForCausalLM, folder, config=config).eval()
+        network = whole_model(AutoModelForCausalLM, folder, config=config, dtype=dtype).eval()
     with _damage_told("the tokenizer", folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         ids, rows = max(tokenizer.get_vocab().values()) + 1, network.get_input_embeddings().num_embeddings
         if ids > rows:
             raise ValueError(f"it has {ids:,} tokens and the model {rows:,}")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     return network.to(device), tokenizer
 
 
