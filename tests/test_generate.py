@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_shards import documents, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import BertConfig, LlamaConfig, MambaConfig, T5Config, ViTConfig
+from transformers import BertConfig, LlamaConfig, MambaConfig, RecurrentGemmaConfig, T5Config, ViTConfig
 
 from tokenizer.encode import SPECIAL_TOKENS
 from training.config import Model
@@ -380,6 +380,7 @@ def config_alone(folder, config):
         (T5Config(), "is an encoder and a decoder (model_type t5)"),
         (ViTConfig(), "is no language model (model_type vit)"),
         (MambaConfig(), "is a model without a cache of keys and values (model_type mamba)"),
+        (RecurrentGemmaConfig(), "is a model without a cache of keys and values (model_type recurrent_gemma)"),
     ],
 )
 def test_models_that_continue_no_text_are_refused(tmp_path, config, line):

@@ -30,6 +30,8 @@ FILL_TOKENS = (
 NEXT_FILE = ("<file_sep>", "<repo_name>", "<|file_sep|>", "<|repo_name|>")
 # Names that configurations have for the tokens a model can read; those without any (BLOOM) have no bound.
 CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "seq_length")
+# Models that are asked for a cache and give none back: they keep what they read themselves.
+OWN_CACHE = ("recurrent_gemma",)
 log = logging.getLogger("generate")
 
 
@@ -269,7 +271,7 @@ def _check_causal(config: "PretrainedConfig", folder: str | Path) -> None:
         kind = "no language model"
     elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         kind = "a masked language model"
-    elif "past_key_values" not in inspect.signature(network.forward).parameters:
+    elif "past_key_values" not in inspect.signature(network.forward).parameters or config.model_type in OWN_CACHE:
         kind = "a model without a cache of keys and values"
     else:
         return
