@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -107,7 +108,8 @@ def test_card_of_a_configuration_and_of_a_model_gone_on_with_tells_the_true_shap
     assert "base_model" not in first
     assert "from_pretrained |" not in first
     assert yaml.safe_load(second.split("---")[1])["base_model"] == "small-neox"
-    assert "Trained with Corella, from the weights of small-neox." in second
+    written = f"Written by `transformers` {version('transformers')}."
+    assert f"Trained with Corella, from the weights of small-neox. {written}" in second
     assert "| from_pretrained | small-neox |" in second
 
 

@@ -8,7 +8,9 @@ on one machine.
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
 
 from tokenizer.command_line import run as run_command_line
 from tokenizer.encode import MASK, TOKENIZER_FILE
@@ -159,26 +161,37 @@ def save_model(plan: Plan, weights: dict[str, "torch.Tensor"], precision: str, t
         bos_token_id=plan.end_of_text_id, eos_token_id=plan.end_of_text_id, pad_token_id=plan.end_of_text_id
     )
     model.save_pretrained(target)
+    config_file = target / "config.json"
+    record = json.loads(config_file.read_text())
+    _write_json(config_file, record | older_names(record))
+
+
+def older_names(config: dict[str, Any]) -> dict[str, Any]:
+    """Rotary positions by the names of `transformers` 4, which takes its own defaults without them, and says nothing.
+
+    Version 5 reads both. Empty where a model has none, or others in each kind of layer; GPT-NeoX has names of its own.
+    """
+    rotary = dict(config.get("rope_parameters") or {})
+    if "rope_theta" not in rotary:
+        return {}
+    names = {name: rotary.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in rotary}
+    return names if rotary.get("rope_type") == "default" else names | {"rope_scaling": rotary}
 
 
 def save_tokenizer(tokenizer: Path, plan: Plan, target: Path) -> None:
-    """tokenizer.json as it was trained, and what `AutoTokenizer` wants beside it."""
-    from transformers import PreTrainedTokenizerFast
-
-    fast = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer))
-    end_of_text = fast.convert_ids_to_tokens(plan.end_of_text_id)
+    """tokenizer.json as it was trained, and what `AutoTokenizer` wants beside it, of `transformers` 4 and 5 alike."""
+    end_of_text = Tokenizer.from_file(str(tokenizer)).id_to_token(plan.end_of_text_id)
     names = {"bos_token": end_of_text, "eos_token": end_of_text, "pad_token": end_of_text}
     if plan.recipe.objective.kind == "masked":
         names["mask_token"] = MASK
-    fast = PreTrainedTokenizerFast(
-        tokenizer_file=str(tokenizer),
-        model_max_length=plan.recipe.batch.sequence_length,
-        clean_up_tokenization_spaces=False,
-        **names,
-    )
-    fast.save_pretrained(target)
+    settings = {"model_max_length": plan.recipe.batch.sequence_length, "clean_up_tokenization_spaces": False}
     shutil.copyfile(tokenizer, target / "tokenizer.json")
-    (target / "special_tokens_map.json").write_text(json.dumps(names, indent=1) + "\n")
+    _write_json(target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | settings | names)
+    _write_json(target / "special_tokens_map.json", names)
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

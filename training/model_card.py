@@ -1,6 +1,7 @@
 """README.md of an exported model: front matter for model hubs, settings, results, curve, data."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,13 +92,15 @@ def card(plan: Plan, checkpoint: Checkpoint, rows: list[Row], data: list[data_ca
     results = "\n".join(f"| {name} | {value} |" for name, value in _results(rows))
     told, example = "\n".join(data_card.told(data)), _EXAMPLES.get(plan.recipe.objective.kind, _CAUSAL)
     base = base_name(plan.recipe.from_pretrained)
+    library = version("transformers")
     picture = f"![Training and held-out loss by step]({CURVES})\n\n" if has_curve else ""
     return f"""---
 {front_matter(example.task, base, data)}---
 
 # A language model of source code
 
-Trained with Corella{f", from the weights of {data_card.as_text(base)}" if base else ""}.
+Trained with Corella{f", from the weights of {data_card.as_text(base)}" if base else ""}. Written by
+`transformers` {library}.
 
 ```python
 from transformers import {example.model}, AutoTokenizer
