@@ -153,6 +153,22 @@ def test_rotary_positions_have_the_names_of_older_transformers_too(tmp_path, sha
         assert torch.equal(*(one(torch.arange(32)[None]).logits for one in (model, read)))
 
 
+def test_t5_can_be_fine_tuned_and_no_row_of_its_embedding_is_left_out(tmp_path):
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+
+    model, config = fresh(tmp_path / "t5", "spans", hidden_size=32, layers=2, heads=2)
+    assert config["pad_token_id"] == 0
+    read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "t5").eval()
+    ids, labels = torch.arange(32)[None], torch.tensor([[5, 6, 0, -100]])
+    output = read(input_ids=ids, labels=labels)
+    assert torch.equal(output.logits, model(input_ids=ids, decoder_input_ids=torch.tensor([[0, 5, 6, 0]])).logits)
+    output.loss.backward()
+    assert read.get_input_embeddings().weight.grad[0].any()
+    for kind in ("causal", "masked"):  # their embeddings would leave the row out
+        assert fresh(tmp_path / kind, kind, hidden_size=32, layers=2, heads=2)[1].get("pad_token_id") is None
+
+
 @pytest.fixture(scope="module")
 def trained(shards, tmp_path_factory):
     """A run of two checkpoints, to be read and not changed."""

@@ -157,6 +157,8 @@ def save_model(plan: Plan, weights: dict[str, "torch.Tensor"], precision: str, t
     assert set(missing) <= tied, (missing, tied)
     assert not unexpected, unexpected
     model.tie_weights()
+    if config.is_encoder_decoder:  # T5 needs one to make decoder inputs of labels, and its embedding has no such row
+        model.config.pad_token_id = plan.end_of_text_id
     model.generation_config = GenerationConfig(
         bos_token_id=plan.end_of_text_id, eos_token_id=plan.end_of_text_id, pad_token_id=plan.end_of_text_id
     )
