@@ -224,7 +224,7 @@ def test_damaged_part_of_stage_3_is_named(shards, tmp_path):
 
 def test_what_cannot_be_written_leaves_the_model_that_was_there(trained, tmp_path):
     output = shutil.copytree(trained / "export", tmp_path / "out")
-    (output / "mine.txt").write_text("of the one that was there")
+    (output / "README.md").write_text("of the one that was there")
     before = contents(output)
     line = refused(trained, output, "--overwrite", limit_bytes=100_000)
     assert f"{output} cannot be written: " in line
@@ -268,7 +268,22 @@ def test_only_a_model_is_overwritten(trained, tmp_path):
         assert "is or holds" in refused(trained, trained, *options)
     assert contents(tmp_path) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]
+    model = shutil.copytree(trained / "export", tmp_path / "model")
+    (model / ".git").mkdir()
+    line = refused(trained, model, "--overwrite")
+    assert f"{model} holds .git, which no export writes; move it, or choose another --output" in line
+    assert contents(model) == contents(trained / "export")
     assert "choose another --output, or --overwrite" in refused(trained, trained / "export")
+
+
+def test_model_that_a_run_began_from_is_never_replaced(trained, tmp_path):
+    base = shutil.copytree(trained / "export", tmp_path / "base")
+    run = shutil.copytree(trained, tmp_path / "run")
+    plan = json.loads((run / "plan.json").read_text())
+    plan["recipe"]["from_pretrained"] = str(base)
+    (run / "plan.json").write_text(json.dumps(plan))
+    assert f"base is or holds {base}, which must stay" in refused(run, base, "--overwrite")
+    assert contents(base) == contents(trained / "export")
 
 
 def test_model_that_a_killed_export_set_aside_is_put_back(trained, tmp_path):
@@ -286,7 +301,7 @@ def test_model_that_a_killed_export_set_aside_is_put_back(trained, tmp_path):
 
 def test_model_behind_a_link_is_replaced_where_it_lies(trained, tmp_path):
     shutil.copytree(trained / "export", tmp_path / "model")
-    (tmp_path / "model" / "old.txt").touch()
+    (tmp_path / "model" / "README.md").write_text("of the one that was there")
     (tmp_path / "link").symlink_to(tmp_path / "model")
     done = export(trained, tmp_path / "link", "--overwrite")
     assert done.returncode == 0, done.stderr

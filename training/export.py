@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 WEIGHTS = "mp_rank_00_model_states.pt"  # below stage 3; there every process has a part of them
 
+# What lies in an export, as globs; the weights of a large model are several files and their index.
+WRITTEN = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "README.md", model_card.CURVES),
+)
+
 
 def main(
     *, run: str, output: str, step: int | None = None, workspace: str | None = None, overwrite: bool = False
@@ -39,17 +45,19 @@ def main(
         step: of the checkpoint; default: the last.
         workspace: folder of the tables ledger and signals (or documents) that the shards were made from: the model
             card then tells the funnel and the licences of the files kept.
-        overwrite: replace `output` if it holds a model.
+        overwrite: replace `output` if it holds a model and nothing else.
     """
     folder, target = RunFolder(run), Path(output)
-    refuse_taken(target, overwrite, [Path.cwd(), folder.path, *([Path(workspace)] if workspace else [])])
+    base = folder.plan.recipe.from_pretrained if folder.plan else ""
+    refuse_taken(target, overwrite, [Path.cwd(), folder.path, *(Path(place) for place in (workspace, base) if place)])
     exported = export(folder, target, step=step, workspace=Path(workspace) if workspace else None)
     written = sum(path.stat().st_size for path in target.iterdir())
     print(f"the model after step {exported.step:,} is written to {target} ({written / 1e6:,.1f} MB)")
 
 
 def refuse_taken(target: Path, overwrite: bool, needed: list[Path]) -> None:
-    """ValueError unless a model may be written to `target`: nothing is there, or a model that is to be replaced.
+    """ValueError unless a model may be written to `target`: nothing is there, or a model that is to be replaced,
+    and nothing beside it.
 
     What a killed export had set aside is put back first.
 
@@ -66,6 +74,9 @@ def refuse_taken(target: Path, overwrite: bool, needed: list[Path]) -> None:
         return
     if not (target / "config.json").is_file():
         raise ValueError(f"{target} exists and is no exported model; choose another --output")
+    others = sorted(entry.name for entry in target.iterdir() if not any(map(entry.match, WRITTEN)))
+    if others:
+        raise ValueError(f"{target} holds {others[0]}, which no export writes; move it, or choose another --output")
     if not overwrite:
         raise ValueError(f"{target} exists; choose another --output, or --overwrite")
 
