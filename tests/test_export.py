@@ -17,7 +17,7 @@ from tokenizer.whole_folder import whole_folder
 from training import export as exporting
 from training.config import Batch, Model, Objective, Optimizer, Recipe, Schedule
 from training.export import WEIGHTS
-from training.model import build
+from training.model import OBJECTIVE, build
 from training.run_folder import Plan, RunFolder
 
 # Loads a checkpoint into an engine of its own layout, as training does, and writes the logits of the training model.
@@ -159,6 +159,7 @@ def test_t5_can_be_fine_tuned_and_no_row_of_its_embedding_is_left_out(tmp_path):
 
     model, config = fresh(tmp_path / "t5", "spans", hidden_size=32, layers=2, heads=2)
     assert config["pad_token_id"] == 0
+    assert config[OBJECTIVE] == "spans"
     read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "t5").eval()
     ids, labels = torch.arange(32)[None], torch.tensor([[5, 6, 0, -100]])
     output = read(input_ids=ids, labels=labels)

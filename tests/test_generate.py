@@ -17,7 +17,7 @@ from tokenizer.encode import SPECIAL_TOKENS
 from training.config import Model
 from training.decoding import Sampling, choose, generator_for
 from training.generate import Writer, context_of, load, main
-from training.model import build, configuration
+from training.model import OBJECTIVE, build, configuration
 from training.prompts import Request, read_requests
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +51,12 @@ def save(folder, special_tokens, config=""):
             parameter.mul_(4.0)
     model.save_pretrained(folder)
     return folder
+
+
+def set_objective(folder, objective):
+    """Let a saved model be one of ours, as exports are."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {OBJECTIVE: objective}))
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +265,16 @@ def test_middle_is_asked_for_between_prefix_and_suffix(writer, plain_folder):
     plain = Writer(*load(plain_folder), max_new_tokens=4, sampling=Sampling(), seed=0)
     with pytest.raises(ValueError, match="no tokens to fill in the middle"):
         plain.rows_of(Request("a", "b"))
+
+
+@pytest.mark.parametrize(("objective", "told"), [("causal", True), ("fill_in_the_middle", False), (None, False)])
+def test_middle_is_told_to_be_noise_where_a_model_never_filled_one_in(folder, tmp_path, caplog, objective, told):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    if objective:
+        set_objective(copy, objective)
+    main(model=str(copy), prompt=["def add("], suffix="return", max_new_tokens=2)
+    line = "trained with objective.kind causal, not fill_in_the_middle: expect noise before a suffix"
+    assert (line in caplog.text) == told
 
 
 def test_long_prompt_loses_its_beginning(writer):

@@ -20,6 +20,7 @@ from training.checkpoint import Checkpoints
 from training.durable import FileRecord, damaged
 from training.marker import MARKER, Checkpoint
 from training.meter import read_metrics
+from training.model import OBJECTIVE
 from training.run_folder import Plan, RunFolder
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ def read_weights(checkpoints: Path, checkpoint: Checkpoint) -> dict[str, "torch.
 
 
 def save_model(plan: Plan, weights: dict[str, "torch.Tensor"], precision: str, target: Path) -> None:
-    """model.safetensors, config.json and generation_config.json, in the precision that was trained."""
+    """model.safetensors, config.json, which also names the objective, and generation_config.json, in the precision
+    that was trained."""
     import torch
     from transformers import GenerationConfig
     from transformers.utils.logging import disable_progress_bar
@@ -176,7 +178,7 @@ def save_model(plan: Plan, weights: dict[str, "torch.Tensor"], precision: str, t
     model.save_pretrained(target)
     config_file = target / "config.json"
     record = json.loads(config_file.read_text())
-    _write_json(config_file, record | older_names(record))
+    _write_json(config_file, record | older_names(record) | {OBJECTIVE: plan.recipe.objective.kind})
 
 
 def older_names(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizer.command_line import run
 from training.decoding import Sampling, decode
 from training.durable import PARTIAL
-from training.model import whole_model
+from training.model import OBJECTIVE, whole_model
 from training.prompts import Request, requests_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def main(
     Args:
         model: folder that training/export.py wrote (RUN/export).
         prompt: one or more beginnings of text.
-        suffix: fill in the middle: what stands between each prompt and this.
+        suffix: fill in the middle: what stands between each prompt and this, which a model learns by --objective.kind
+            fill_in_the_middle.
         prompts: file of more, in UTF-8: .jsonl with objects of `prompt` and optional `suffix`, else a prompt a line.
         max_new_tokens: bound on each completion; it also ends where the text or the file does. A prompt that leaves
             no room for them in the model's context loses its beginning, which is told.
@@ -88,7 +89,7 @@ def main(
     with_suffix = sum(request.suffix is not None for request in requests_of(prompt, suffix, prompts))
     writer = Writer(*load(model), max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
     if with_suffix:
-        writer.rows_of(Request("", ""))  # what a suffix needs and a model may lack is the same for all
+        writer.check_middle()
     wanted = ((request, number) for request in requests_of(prompt, suffix, prompts) for number in range(samples))
     several = bool(prompts) or len(prompt or ()) * samples > 1
     completions = 0
@@ -137,6 +138,7 @@ class Writer:
         vocabulary = tokenizer.get_vocab()
         if tokenizer.eos_token is None:
             raise ValueError(f"the tokenizer in {tokenizer.name_or_path} names no token that ends a text (eos_token)")
+        self.objective = getattr(network.config, OBJECTIVE, "")  # empty: not a model of ours
         self.max_new_tokens, self.end_id = max_new_tokens, int(vocabulary[str(tokenizer.eos_token)])
         self.next_file = [int(vocabulary[name]) for name in NEXT_FILE if name in vocabulary]
 
@@ -160,6 +162,15 @@ class Writer:
         self._tell_cut("suffix", "end", len(whole), most)
         self._tell_cut("prompt", "beginning", len(ids), room)
         return [begin, *ids[max(0, len(ids) - room) :], then, *suffix, middle]
+
+    def check_middle(self) -> None:
+        """ValueError where the model lacks what any suffix needs; told is one of ours that was not trained for it."""
+        self.rows_of(Request("", ""))
+        if self.objective not in ("", "fill_in_the_middle"):
+            words = (
+                "the model was trained with objective.kind %s, not fill_in_the_middle: expect noise before a suffix"
+            )
+            log.warning(words, self.objective)
 
     def _tell_cut(self, what: str, side: str, tokens: int, room: int) -> None:
         if tokens > room:

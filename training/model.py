@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
+# In the config.json of an export: the kind of objective that it was trained with, last if there were several.
+OBJECTIVE = "corella_objective"
 log = logging.getLogger("train")
 
 
