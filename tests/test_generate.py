@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from small_shards import documents, make_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, LlamaConfig, MambaConfig, RecurrentGemmaConfig, T5Config, ViTConfig
 
 from tokenizer.encode import SPECIAL_TOKENS
 from training.config import Model
 from training.decoding import Sampling, choose, generator_for
-from training.generate import Writer, context_of, load, main
+from training.generate import FILL_TOKENS, Writer, context_of, load, main
 from training.model import OBJECTIVE, build, configuration
 from training.prompts import Request, read_requests
 
@@ -281,6 +281,39 @@ def test_long_prompt_loses_its_beginning(writer):
     ids = writer.tokenizer("def add(left, other):\n" * 20)["input_ids"]
     assert writer.rows_of(Request("def add(left, other):\n" * 20)) == ids[-(CONTEXT - 16) :]
     assert writer.rows_of(Request("")) == [0]
+
+
+def test_prompts_are_encoded_as_shards_are_and_those_of_other_models_as_theirs(folder, tmp_path):
+    """The tokenizer puts a token before a text and one after it, which ends texts."""
+    copy = shutil.copytree(folder, tmp_path / "model")
+    path = str(copy / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    end = SPECIAL_TOKENS[0]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{end} $A {end}", special_tokens=[(end, 0)])
+    tokenizer.save(path)
+    text, suffix = "def add(", " return"
+    ids, more = (tokenizer.encode(one, add_special_tokens=False).ids for one in (text, suffix))
+    before, then, middle = (tokenizer.token_to_id(name) for name in FILL_TOKENS[0])
+    asked = (Request(text), Request(text, suffix), Request(""), Request(f"{text}<repo_name>"), Request("a " * 99))
+    for begin in ([0], []):
+        one = Writer(*load(copy), max_new_tokens=16, sampling=Sampling(), seed=0)
+        rows = [one.rows_of(request) for request in asked]
+        assert rows[0] == begin + ids
+        assert rows[1] == [*begin, before, *ids, then, *more, middle]
+        assert rows[2] == [0]
+        assert rows[3] == [*begin, *ids, tokenizer.token_to_id("<repo_name>")]
+        assert len(rows[4]) == CONTEXT - 16
+        set_objective(copy, "causal")
+
+
+def test_words_are_split_as_the_tokenizer_of_the_shards_does_whatever_the_model(tmp_path):
+    """AutoTokenizer splits numbers into digits for this kind of model."""
+    shape = {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    set_objective(save(tmp_path, SPECIAL_TOKENS, json.dumps(shape)), "causal")
+    writer = Writer(*load(tmp_path), max_new_tokens=16, sampling=Sampling(), seed=0)
+    text = "x = 1 +  2 # don't café ½ e\u0301\n\n\n    return"
+    assert writer.rows_of(Request(text)) == Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
 
 
 def test_requests_are_read_from_files(tmp_path):

@@ -59,7 +59,8 @@ def main(
 
     Args:
         model: folder that training/export.py wrote (RUN/export).
-        prompt: one or more beginnings of text.
+        prompt: one or more beginnings of text. The name of a special token in one, or in a suffix, is that token
+            (<fim_prefix>, <repo_name>), which it never is in the text of shards.
         suffix: fill in the middle: what stands between each prompt and this, which a model learns by --objective.kind
             fill_in_the_middle.
         prompts: file of more, in UTF-8: .jsonl with objects of `prompt` and optional `suffix`, else a prompt a line.
@@ -127,8 +128,10 @@ class Writer:
         sampling: Sampling,
         seed: int,
     ) -> None:
+        self.objective = getattr(network.config, OBJECTIVE, "")  # empty: not a model of ours
+        self.begin = [] if self.objective else begin_of(tokenizer)
         context = context_of(network.config)
-        self.room = (sys.maxsize if context is None else context) - max_new_tokens
+        self.room = (sys.maxsize if context is None else context) - max_new_tokens - len(self.begin)
         if self.room < 1:
             raise ValueError(
                 f"max_new_tokens {max_new_tokens} leaves no room in the model's context of {context} tokens; "
@@ -138,22 +141,22 @@ class Writer:
         vocabulary = tokenizer.get_vocab()
         if tokenizer.eos_token is None:
             raise ValueError(f"the tokenizer in {tokenizer.name_or_path} names no token that ends a text (eos_token)")
-        self.objective = getattr(network.config, OBJECTIVE, "")  # empty: not a model of ours
         self.max_new_tokens, self.end_id = max_new_tokens, int(vocabulary[str(tokenizer.eos_token)])
         self.next_file = [int(vocabulary[name]) for name in NEXT_FILE if name in vocabulary]
 
     def rows_of(self, request: Request) -> list[int]:
         """Token ids that the model continues, cut to the room in its context: the prompt loses its beginning.
 
-        An empty prompt begins after an end-of-text token, as documents do in training. To fill in the middle, prefix
+        An empty prompt begins after an end-of-text token, as documents do in training; for a model of others, any
+        after what its tokenizer begins texts with. To fill in the middle, prefix
         and suffix come first, each after its token, then the token of the middle (the order PSM of Bavarian et al.
         2022); a suffix that is too long is cut to half of the room, at its end.
         """
         ids = self._ids(request.prompt)
         if request.suffix is None:
             self._tell_cut("prompt", "beginning", len(ids), self.room)
-            return (ids or [self.end_id])[-self.room :]
-        begin, then, middle = self._fill_ids()
+            return self.begin + ids[-self.room :] or [self.end_id]
+        before, then, middle = self._fill_ids()
         if self.room < 4:
             raise ValueError(f"there is room for {self.room} tokens before the middle, 4 are needed; choose fewer new")
         whole, most = self._ids(request.suffix), (self.room - 3) // 2
@@ -161,7 +164,7 @@ class Writer:
         room = self.room - 3 - len(suffix)
         self._tell_cut("suffix", "end", len(whole), most)
         self._tell_cut("prompt", "beginning", len(ids), room)
-        return [begin, *ids[max(0, len(ids) - room) :], then, *suffix, middle]
+        return [*self.begin, before, *ids[max(0, len(ids) - room) :], then, *suffix, middle]
 
     def check_middle(self) -> None:
         """ValueError where the model lacks what any suffix needs; told is one of ours that was not trained for it."""
@@ -206,7 +209,8 @@ class Writer:
         )
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, return_token_type_ids=False)["input_ids"])
+        """As shards are encoded, but that names of special tokens are those tokens: who asks has no other way."""
+        return _encoded(self.tokenizer, text, add_special_tokens=False)
 
     def _text(self, ids: Iterable[int]) -> str:
         before_end = itertools.takewhile(lambda one: one != self.end_id and one not in self.next_file, ids)
@@ -232,7 +236,7 @@ def load(folder: str | Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBas
     ValueError refuses a model that does not continue text, and files that cannot be read.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -243,12 +247,24 @@ def load(folder: str | Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBas
     device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)
     with _damage_told("the weights", folder):
         network = whole_model(AutoModelForCausalLM, folder, config=config, dtype=dtype).eval()
+    # AutoTokenizer splits words anew for some kinds of models (qwen2), whatever tokenizer.json says.
+    kind: Any = PreTrainedTokenizerFast if hasattr(config, OBJECTIVE) else AutoTokenizer
     with _damage_told("the tokenizer", folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
         ids, rows = max(tokenizer.get_vocab().values()) + 1, network.get_input_embeddings().num_embeddings
         if ids > rows:
             raise ValueError(f"it has {ids:,} tokens and the model {rows:,}")
     return network.to(device), tokenizer
+
+
+def begin_of(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The token that a tokenizer begins texts with, where it does; one that it ends them with is not for prompts."""
+    first = _encoded(tokenizer, "x", add_special_tokens=True)[:1]
+    return first if first == [tokenizer.bos_token_id] else []
+
+
+def _encoded(tokenizer: "PreTrainedTokenizerBase", text: str, *, add_special_tokens: bool) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=add_special_tokens, return_token_type_ids=False)["input_ids"])
 
 
 @contextlib.contextmanager

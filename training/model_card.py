@@ -103,10 +103,10 @@ Trained with Corella{f", from the weights of {data_card.as_text(base)}" if base 
 `transformers` {library}.
 
 ```python
-from transformers import {example.model}, AutoTokenizer
+from transformers import {example.model}, PreTrainedTokenizerFast
 
-model, tokenizer = {example.model}.from_pretrained("."), AutoTokenizer.from_pretrained(".")
-inputs = tokenizer("{example.text}", return_tensors="pt", return_token_type_ids=False)
+model, tokenizer = {example.model}.from_pretrained("."), PreTrainedTokenizerFast.from_pretrained(".")
+inputs = tokenizer("{example.text}", add_special_tokens=False, return_token_type_ids=False, return_tensors="pt")
 {example.use}
 ```
 
