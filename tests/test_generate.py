@@ -16,7 +16,8 @@ from transformers import BertConfig, LlamaConfig, MambaConfig, RecurrentGemmaCon
 from tokenizer.encode import SPECIAL_TOKENS
 from training.config import Model
 from training.decoding import Sampling, choose, generator_for
-from training.generate import FILL_TOKENS, Writer, context_of, load, main
+from training.exported import context_of, load
+from training.generate import FILL_TOKENS, Writer, main
 from training.model import OBJECTIVE, build, configuration
 from training.prompts import Request, read_requests
 

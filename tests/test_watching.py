@@ -71,7 +71,8 @@ def test_samples_are_written_at_each_evaluation_and_drawn_by_step(watched):
 
 def test_sample_without_temperature_is_what_the_exported_model_writes(shards, tmp_path):
     from training.decoding import Sampling
-    from training.generate import Writer, load
+    from training.exported import load
+    from training.generate import Writer
     from training.prompts import Request
 
     options = SHORT | {"max_steps": 3, "watch.sample_tokens": 10, "watch.temperature": 0.0}
