@@ -99,8 +99,8 @@ def card(plan: Plan, checkpoint: Checkpoint, rows: list[Row], data: list[data_ca
 
 # A language model of source code
 
-Trained with Corella{f", from the weights of {data_card.as_text(base)}" if base else ""}. Written by
-`transformers` {library}.
+Trained with Corella{f", from the weights of {data_card.as_text(base)}" if base else ""}.
+Written by `transformers` {library}.
 
 ```python
 from transformers import {example.model}, PreTrainedTokenizerFast
