@@ -109,7 +109,7 @@ def test_card_of_a_configuration_and_of_a_model_gone_on_with_tells_the_true_shap
     assert "from_pretrained |" not in first
     assert yaml.safe_load(second.split("---")[1])["base_model"] == "small-neox"
     written = f"Written by `transformers` {version('transformers')}."
-    assert f"Trained with Corella, from the weights of small-neox. {written}" in second
+    assert f"Trained with Corella, from the weights of small-neox.\n{written}" in second
     assert "| from_pretrained | small-neox |" in second
 
 

@@ -101,6 +101,18 @@ def test_folder_that_is_no_run_is_never_overwritten(shards, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_what_a_run_reads_is_not_emptied_with_its_folder(shards, tmp_path):
+    run = tmp_path / "run"
+    train(shards, run, SHORT | {"max_steps": 2}, 1)
+    for options in ({"from_pretrained": run / "export"}, {"tokenizer": run / "tokenizer"}):
+        with started(shards, run, SHORT | {"overwrite": "true"} | options, 1) as jobs:
+            (code,), (printed,) = finish(jobs)
+        assert code == 1
+        assert f"lies in {run}, which the run would empty; copy it to another place, or choose another" in printed
+        assert printed.count("\n") == 1
+    assert (run / "export" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize(
     ("changed", "line"),
     [

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -231,6 +232,14 @@ def _found(folder: RunFolder, checkpoints: Checkpoints) -> Found:
     return folder.plan, checkpoints.latest_complete(), folder.summary
 
 
+def _refuse_within(output: Path, needed: Sequence[str | Path]) -> None:
+    """ValueError if a file or folder that a run reads lies in its own, which is emptied when it begins anew."""
+    for place in needed:
+        if place and Path(place).resolve().is_relative_to(output.resolve()):
+            line = f"{place} lies in {output}, which the run would empty"
+            raise ValueError(f"{line}; copy it to another place, or choose another --output")
+
+
 def prepare(
     *,
     storage: Storage,
@@ -261,6 +270,8 @@ def prepare(
         raise ValueError(f"batch.sequences {sequences} of a step are too many: {epoch}; choose fewer or more data")
     fingerprint = training.sources.fingerprint
     begun = folder.is_begun(recipe, fingerprint, resume=resume, overwrite=overwrite)
+    if not begun:
+        _refuse_within(output, [recipe.from_pretrained, *storage.folders, tokenizer_file])
     checkpoints = Checkpoints(folder.checkpoints, retention, save_in_background)
     found = _found(folder, checkpoints)
     plan, last, _ = found if begun else (None, None, None)
