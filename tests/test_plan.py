@@ -16,7 +16,7 @@ from small_runs import TINY, metrics, train
 from small_shards import make_shards
 
 from tokenizer.shards import ShardIndex
-from training import plan, scaling
+from training import plan, scaling, sizing
 from training.arithmetic import known_peak, size_of
 from training.config import Batch, Compute, Model
 from training.memory import Layout, activation_bytes, estimate
@@ -218,13 +218,15 @@ def test_memory_grows_with_the_batch_and_shrinks_with_processes(stage, world_siz
 
 
 def hardware(**changes):
-    given = plan.Hardware(8, "H100", 80e9, 989e12, 0.45, 24.0)
+    given = sizing.Hardware(8, "H100", 80e9, 989e12, 0.45, 24.0)
     return replace(given, **changes)
 
 
 def table_for(unique, device):
     shapes = plan.sizes(plan.CONFIGURATIONS, None)
-    found = [plan.choice(name, shape, batch, compute, 32768, unique, device) for name, shape, batch, compute in shapes]
+    found = [
+        sizing.choice(name, shape, batch, compute, 32768, unique, device) for name, shape, batch, compute in shapes
+    ]
     return found, plan.verdict(found, unique, device)
 
 
@@ -254,8 +256,8 @@ def test_nothing_is_read_more_often_than_helps_and_of_equals_the_smaller_is_best
 
 def test_a_model_that_does_not_fit_one_gpu_is_cut():
     shape = Model(hidden_size=4096, layers=32, heads=32)
-    alone, _ = plan.best_layout(shape, 32768, Batch(2048), Compute(), hardware(gpus=1))
-    cut, memory = plan.best_layout(shape, 32768, Batch(2048), Compute(), hardware())
+    alone, _ = sizing.best_layout(shape, 32768, Batch(2048), Compute(), hardware(gpus=1))
+    cut, memory = sizing.best_layout(shape, 32768, Batch(2048), Compute(), hardware())
     assert alone is None or alone.offload
     assert cut.stage > 1
     assert memory.peak < 80e9
@@ -267,7 +269,7 @@ def test_a_model_that_does_not_fit_one_gpu_is_cut():
 def test_micro_batches_are_those_of_the_configurations_batch():
     for gpus in (1, 8):
         for name, shape, batch, compute in plan.sizes(plan.CONFIGURATIONS, None):
-            layout, _ = plan.best_layout(shape, 32768, batch, compute, hardware(gpus=gpus))
+            layout, _ = sizing.best_layout(shape, 32768, batch, compute, hardware(gpus=gpus))
             micro = replace(batch, sequences_per_device=layout.micro_batch).micro_size(gpus)
             assert layout.micro_batch == micro, name
             assert layout.accumulates == (micro * gpus < batch.sequences), name

@@ -20,11 +20,12 @@ from training.checkpoint import Checkpoints
 from training.config import Batch, Model, Optimizer, Recipe, Schedule
 from training.durable import damage, describe, write_durably
 from training.guard import Record
-from training.job import Job, _ending
+from training.job import Job
 from training.marker import MARKER, Checkpoint, read_marker
 from training.meter import Meter, clock, read_metrics, write_metrics
 from training.model import build, configuration, count_parameters
 from training.optimizer import learning_rate, parameter_groups, progress
+from training.preparation import _ending
 from training.retention import Retention
 from training.run_folder import Plan, Rewind, RunFolder
 from training.run_page import page

@@ -11,15 +11,15 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tokenizer.command_line import run
 from tokenizer.shard_index import ShardIndex
 from training import scaling
-from training.arithmetic import known_peak, size_of
+from training.arithmetic import known_peak
 from training.config import Batch, Compute, Model
-from training.memory import RESERVED, Layout, Memory, estimate
+from training.sizing import Choice, Hardware, choice
 
 CONFIGURATIONS = Path(__file__).parent / "configs"
 # Gigabytes of memory by what the device's name holds, unless it says them itself ("A100-SXM4-40GB"); the first that
@@ -30,61 +30,8 @@ DEVICE_GB = (
     *((r"\bV100\b", 32), (r"\bT4\b", 16)),
 )
 GPU_MFU, CPU_MFU = 0.45, 0.5
-COMPUTED_AGAIN = 4 / 3  # the forward pass, a third of a step, where activations are checkpointed
-GOOD_MICRO_BATCH, MOST_MICRO_BATCH = 4, 64
 # The smaller CodeParrot: below that, models from scratch complete code rarely.
 SMALLEST_USEFUL = 100e6
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What there is: `gpus` 0 means the CPUs of this machine, as one process."""
-
-    gpus: int
-    device: str
-    memory_bytes: float
-    peak_flops: float
-    mfu: float
-    hours: float
-
-    @property
-    def devices(self) -> int:
-        return max(1, self.gpus)
-
-    @property
-    def flops(self) -> float:
-        """Operations that training gets done a second."""
-        return self.devices * self.peak_flops * self.mfu
-
-    @property
-    def usable_bytes(self) -> float:
-        return self.memory_bytes * (1 - RESERVED)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One size on the hardware: what it reaches in the hours given, or before that where more epochs gain nothing.
-
-    The layout is None where it does not fit. Offloaded, its speed is an upper bound: traffic with the host is not
-    counted. `host_bytes` are what all processes then keep there.
-    """
-
-    name: str
-    parameters: int
-    sequence_length: int
-    layout: Layout | None
-    memory_bytes: float
-    host_bytes: float
-    tokens_per_second: float
-    hours: float
-    tokens: float
-    epochs: float
-    optimal_hours: float
-    expected_loss: float
-
-    @property
-    def is_offloaded(self) -> bool:
-        return self.layout is not None and self.layout.offload
 
 
 def main(
@@ -193,73 +140,6 @@ def sizes(folder: Path, sequence_length: int | None) -> Iterator[tuple[str, Mode
             yield path.stem, model, batch, compute
     if not seen:
         raise ValueError(f"no run configuration in {folder} has a model.hidden_size; name a folder with --configs")
-
-
-def choice(
-    name: str,
-    model: Model,
-    batch: Batch,
-    compute: Compute,
-    vocab_size: int,
-    unique_tokens: int,
-    hardware: Hardware,
-) -> Choice:
-    """What one size is on the hardware, with no token read more than MOST_EPOCHS times."""
-    size = size_of(model, vocab_size=vocab_size, context_tokens=batch.sequence_length)
-    layout, memory = best_layout(model, vocab_size, batch, compute, hardware)
-    work = size.flops_per_token(batch.sequence_length) * (COMPUTED_AGAIN if compute.checkpoint_activations else 1)
-    speed = hardware.flops / work
-    tokens = min(speed * hardware.hours * 3600, scaling.MOST_EPOCHS * unique_tokens)
-    optimal = scaling.TOKENS_PER_PARAMETER * size.parameters
-    return Choice(
-        name=name,
-        parameters=size.parameters,
-        sequence_length=batch.sequence_length,
-        layout=layout,
-        memory_bytes=memory.peak,
-        host_bytes=hardware.devices * memory.host,
-        tokens_per_second=speed,
-        hours=tokens / speed / 3600,
-        tokens=tokens,
-        epochs=tokens / unique_tokens,
-        optimal_hours=optimal / speed / 3600,
-        expected_loss=scaling.expected_loss(size.parameters, tokens, unique_tokens),
-    )
-
-
-def best_layout(
-    model: Model, vocab_size: int, batch: Batch, compute: Compute, hardware: Hardware
-) -> tuple[Layout | None, Memory]:
-    """The lowest ZeRO stage at which a good micro-batch fits, else the stage with the largest; None if none does.
-
-    Micro-batches divide a device's share of the step, as those of `Batch.micro_size`. Offloading to the host comes
-    last. With None comes the memory of the least demanding layout tried.
-    """
-    on_gpu = hardware.gpus > 0
-    share = max(1, batch.sequences // hardware.devices)
-    micro_batches = [size for size in range(1, min(share, MOST_MICRO_BATCH) + 1) if share % size == 0]
-    good = min(GOOD_MICRO_BATCH, micro_batches[-1])
-    first = Layout(
-        *(1, hardware.devices, 1, "bf16" if on_gpu else "fp32"),
-        on_gpu=on_gpu,
-        compiled=on_gpu and compute.compile,
-        checkpoints_activations=on_gpu and compute.checkpoint_activations,
-        loss_chunk_tokens=compute.loss_chunk_tokens,
-    )
-    candidates = [replace(first, stage=stage) for stage in ((1, 2, 3) if hardware.devices > 1 else (1,))]
-    if on_gpu:
-        candidates.append(replace(first, stage=3, offload=True))
-    tried: list[tuple[Layout, Memory]] = []
-    for candidate in candidates:
-        for micro in micro_batches:
-            layout = replace(candidate, micro_batch=micro, accumulates=micro < share)
-            memory = estimate(model, vocab_size=vocab_size, sequence_length=batch.sequence_length, layout=layout)
-            tried.append((layout, memory))
-        fitting = [one for one in tried if one[1].peak <= hardware.usable_bytes]
-        best = max(fitting, key=lambda one: one[0].micro_batch, default=None)
-        if best and best[0].micro_batch >= good:
-            return best
-    return best or (None, min((memory for _, memory in tried), key=lambda memory: memory.peak))
 
 
 def verdict(found: list[Choice], unique_tokens: int, hardware: Hardware) -> str:

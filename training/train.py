@@ -121,7 +121,8 @@ def main(
         local_rank: set by the launcher.
         overwrite: begin anew, whatever run `output` holds.
     """
-    from training.job import Intervals, Length, prepare
+    from training.job import Intervals, Length
+    from training.preparation import prepare
     from training.retention import Retention
     from training.sources import Storage
 
