@@ -42,7 +42,12 @@ pre { background: var(--panel); border: 1px solid var(--line); border-radius: 8p
   margin: 4px 0 10px; font: 12.5px/1.45 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
 pre b { font-weight: 400; color: var(--quiet); }
-@media (max-width: 760px) { .tiles, .charts { grid-template-columns: 1fr; } }
+.narrow { display: none; }
+@media (max-width: 760px) {
+  .tiles, .charts { grid-template-columns: 1fr; }
+  .wide { display: none; }
+  .narrow { display: block; }
+}
 """
 
 
@@ -79,11 +84,13 @@ def page(path: Path, plan: Plan, rows: Sequence[Row], samples: Sequence[Sample])
     return "\n".join(part for part in parts if part)
 
 
-def loss_chart(rows: Sequence[Row], marks: Sequence[float] = (), *, alone: bool = False) -> str:
+def loss_chart(
+    rows: Sequence[Row], marks: Sequence[float] = (), *, width: int = 1112, height: int = 320, alone: bool = False
+) -> str:
     """Training and held-out loss as an SVG."""
     lines = [Line("training", "own", series(rows, "loss"))]
     lines.append(Line("held out", "third", series(rows, "validation_loss"), dots=True))
-    return chart(lines, width=1112, height=320, label="Loss by step", events=marks, alone=alone)
+    return chart(lines, width=width, height=height, label="Loss by step", events=marks, alone=alone)
 
 
 def series(rows: Sequence[Row], name: str) -> Points:
@@ -145,8 +152,10 @@ def _curves(rows: Sequence[Row], marks: Sequence[int]) -> str:
             ("data", "data_wait_seconds", "fourth"),
         )
     ]
+    wide = f'<div class="wide">{loss_chart(rows, marks)}</div>'
+    narrow = f'<div class="narrow">{loss_chart(rows, marks, width=540, height=230)}</div>'
     drawn = [
-        ("Loss, nats a token", loss_chart(rows, marks)),
+        ("Loss, nats a token", wide + narrow),
         ("Bits per byte", chart(bits, label="Bits per byte by step", events=marks)),
         ("Learning rate", _one(rows, "learning_rate", marks, from_zero=True)),
         ("Gradient norm", _one(rows, "gradient_norm", marks, log_scale=True)),
