@@ -58,7 +58,7 @@ def test_every_command_runs(tmp_path):
     place(tmp_path)
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     lines = commands()
-    assert len(lines) == 29
+    assert len(lines) == 30
     for line in lines:
         words = shlex.split(line.replace("--num_gpus 8", "--num_gpus 2"))
         if words[0] == "deepspeed":
@@ -73,5 +73,5 @@ def test_every_command_runs(tmp_path):
     assert len(survivors) == 20
     assert pq.read_table(tmp_path / "survivors_2").column("extra").to_pylist() == [26]
     assert (tmp_path / "w" / "megatron" / "train.idx").is_file()
-    for run in ("run", "run_110m", "run_1b"):
+    for run in ("run", "run_110m", "run_1b", "run_middle"):
         assert (tmp_path / "w" / run / "export" / "model.safetensors").is_file()
